@@ -1,0 +1,92 @@
+# Everything runs in .venv, which is made from the pinned, hashed requirements when it is missing or out of date.
+# Choose another Python with `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamps carry the Python's version, so that another PYTHON makes a new environment.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+READY := $(VENV)/.ready-$(VERSION)
+RUN := $(VENV)/.run-$(VERSION)
+DEV := $(VENV)/.dev-$(VERSION)
+LOG := $(VENV)/install.log
+# Options for pytest: `make test ARGS="-k expiry"`.
+ARGS ?=
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+COMPILE := $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+
+# $(call install,REQUIREMENTS): quiet if it works; else the end of what pip said, and what to do.
+define install
+	@echo "installing $(1) into $(VENV) (Python $(VERSION)) ..."
+	@{ $(PIP) install --require-hashes -r $(1) && $(PIP) install --no-deps -e .; } >$(LOG) 2>&1 || { \
+		tail -n 15 $(LOG); \
+		echo; \
+		echo "Installing $(1) failed; the whole log is in $(LOG)."; \
+		echo "If the package index could not be reached, mend the network or pip's settings and run make again."; \
+		echo "If a hash did not match, the index serves other files than were reviewed: do not install them."; \
+		exit 1; }
+endef
+
+.PHONY: help demo test check format lock clean
+.DEFAULT_GOAL := help
+
+help: ## show the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+demo: $(RUN) ## run the daemon and a stand-in for Smartswitch on a throwaway queue
+	@$(BIN)/dlr-buffer demo
+
+test: $(DEV) ## run the whole test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV) ## check style, types and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(DEV) ## format the code, mending what can be mended by itself
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: $(DEV) ## pin the requirements anew from pyproject.toml (UPGRADE=--upgrade takes newer versions)
+	@$(COMPILE) $(UPGRADE) -o requirements.txt pyproject.toml
+	@$(COMPILE) $(UPGRADE) --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+
+clean: ## remove the environment and every cache
+	@rm -rf $(VENV) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find dlr_buffer tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Older Pythons are refused before anything is made. Where the venv module cannot install pip (Debian without
+# python3-venv), the system's own pip installs one; where there is none either, say which package to get.
+$(READY):
+	@test -n "$(VERSION)" || { \
+		echo "$(PYTHON) does not run. Install Python 3.11 or newer, or name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is Python $(VERSION), but 3.11 or newer is needed. Name one: make PYTHON=python3.12"; exit 1; }
+	@if [ "$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$(VERSION)" ] \
+		|| ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "making $(VENV) with $(PYTHON) (Python $(VERSION)) ..."; \
+		rm -rf $(VENV); \
+		if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+			$(PYTHON) -m venv $(VENV); \
+		else \
+			$(PYTHON) -m venv --without-pip $(VENV) && \
+			$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; \
+		fi || { \
+			rm -rf $(VENV); \
+			echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv"; \
+			exit 1; }; \
+	fi
+	@touch $@
+
+$(RUN): requirements.txt pyproject.toml | $(READY)
+	$(call install,requirements.txt)
+	@touch $@
+
+# The pins of requirements.txt are part of requirements-dev.txt, so this serves `make demo` as well.
+$(DEV): requirements-dev.txt requirements.txt pyproject.toml | $(READY)
+	$(call install,requirements-dev.txt)
+	@touch $@ $(RUN)

@@ -1,0 +1,43 @@
+"""The configuration: what an admin may set, read from TOML and checked as a whole (DESIGN §7).
+
+``settings`` holds the frozen records and their defaults, ``values`` the spelling of durations and sizes, ``reading``
+turns a TOML document into records, ``description`` turns records back into text and compares them. Nothing here acts
+on a setting: sockets are bound, databases opened and accounts reloaded elsewhere.
+"""
+
+from dlr_buffer.config.description import describe, restart_needed
+from dlr_buffer.config.reading import DEFAULT_PATH, load, parse
+from dlr_buffer.config.settings import (
+    AccountSettings,
+    ApiSettings,
+    BatchSettings,
+    Configuration,
+    ConfigurationError,
+    DatabaseSettings,
+    LogSettings,
+    MessageSettings,
+    Problem,
+    RetentionSettings,
+    RetrySettings,
+    Secret,
+)
+
+__all__ = [
+    "DEFAULT_PATH",
+    "AccountSettings",
+    "ApiSettings",
+    "BatchSettings",
+    "Configuration",
+    "ConfigurationError",
+    "DatabaseSettings",
+    "LogSettings",
+    "MessageSettings",
+    "Problem",
+    "RetentionSettings",
+    "RetrySettings",
+    "Secret",
+    "describe",
+    "load",
+    "parse",
+    "restart_needed",
+]

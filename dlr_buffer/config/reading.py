@@ -1,0 +1,428 @@
+"""From a TOML document to a `Configuration`: which keys there are, their ranges, and what must fit together.
+
+Every problem of a document is collected before anything is raised. No problem repeats a login, a password or an
+account's URL (which may hold either by mistake).
+"""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import os.path
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from urllib.parse import SplitResult, urlsplit
+
+from dlr_buffer.config.settings import (
+    AccountSettings,
+    ApiSettings,
+    BatchSettings,
+    Configuration,
+    ConfigurationError,
+    DatabaseSettings,
+    LogSettings,
+    MessageSettings,
+    Problem,
+    RetentionSettings,
+    RetrySettings,
+    Secret,
+)
+from dlr_buffer.config.table import Table
+from dlr_buffer.config.values import write_duration
+from dlr_buffer.messages import MAX_VALIDITY_MS, MIN_VALIDITY_MS
+
+DEFAULT_PATH = Path("/etc/dlr-buffer/config.toml")
+"""Where the configuration is if neither ``--config`` nor ``DLR_BUFFER_CONFIG`` says otherwise."""
+
+_MAX_FILE_BYTES = 1 << 20
+_MAX_PASSWORD_BYTES = 4096
+_MAX_LOGIN_CHARACTERS = 1024
+
+_SECOND = 1_000
+_MINUTE = 60 * _SECOND
+_HOUR = 60 * _MINUTE
+_DAY = 24 * _HOUR
+_MIB = 1 << 20
+_TIB = 1 << 40
+
+_ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+# RFC 3986 §2 and §3.3: what a URL may hold at all, and a path of pchars.
+_URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]*")
+_PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?\.?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_TOML_PLACE = re.compile(r" ?\(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$")
+
+_NO_ACCOUNT = """there is no account; write at least:
+
+    [accounts.default]
+    url = "https://smartswitch.example.com/api/dlr"
+    login = "supplier"
+    password_file = "/etc/dlr-buffer/default.password"   # a file with only the password in it"""
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:
+    """Read the configuration from ``path``, else from ``DLR_BUFFER_CONFIG`` in ``environ``, else `DEFAULT_PATH`.
+
+    Password files are read too, and groups looked up. Raises ConfigurationError with everything that is wrong.
+    """
+    chosen = path or Path(environ.get("DLR_BUFFER_CONFIG") or DEFAULT_PATH)
+    try:
+        with chosen.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        detail = "there is no such file; write it (config/config.toml shows every key), or name another with --config"
+        raise _failed(str(chosen), detail) from None
+    except (OSError, ValueError) as error:
+        raise _failed(str(chosen), f"cannot be read: {_reason(error)}") from None
+    if len(content) > _MAX_FILE_BYTES:
+        raise _failed(str(chosen), "is longer than 1 MiB; this is no configuration")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+    else:
+        return parse(text, environ, source=str(chosen))
+    # Raised out here so that no exception in the chain holds the file's content.
+    raise _failed(f"{chosen}:{line}", "is not UTF-8; save the file as UTF-8")
+
+
+def parse(text: str, environ: Mapping[str, str], *, source: str = "configuration") -> Configuration:
+    """Read the TOML document ``text``; ``source`` is what problems of syntax are said to be in.
+
+    ``environ`` is asked for ``CREDENTIALS_DIRECTORY`` (systemd's LoadCredential=). Raises ConfigurationError with
+    everything that is wrong.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        failure = _syntax(str(error), text, source)
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or a thousand brackets.
+        failure = _failed(source, "holds a number that is too long, or is nested too deeply")
+    else:
+        return _configuration(document, environ)
+    # Raised out here: from Python 3.14 on the decoder's error holds the whole document, with the login.
+    raise failure
+
+
+def _configuration(values: Mapping[str, object], environ: Mapping[str, str]) -> Configuration:
+    problems: list[Problem] = []
+    document = Table("", values, problems)
+    configuration = Configuration(
+        api=_api(document.table("api")),
+        database=_database(document.table("database")),
+        messages=_messages(document.table("messages")),
+        retention=_retention(document.table("retention")),
+        log=_log(document.table("log")),
+        accounts=_accounts(document, environ),
+    )
+    document.close()
+    kept, waiting = configuration.retention.acknowledged_ms, configuration.messages.validity_period_ms
+    if kept < waiting and document.sound("retention.acknowledged", "messages.validity_period"):
+        document.note(
+            "retention.acknowledged",
+            f"must not be shorter than messages.validity_period ({write_duration(waiting)}): else a message could "
+            "be forgotten while an app may still report it",
+        )
+    if problems:
+        raise ConfigurationError(tuple(problems))
+    return configuration
+
+
+def _api(table: Table) -> ApiSettings:
+    default = ApiSettings()
+    api = ApiSettings(
+        client_socket=table.socket("client_socket", default.client_socket),
+        admin_socket=table.socket("admin_socket", default.admin_socket),
+        client_group=_group(table, "client_group"),
+        admin_group=_group(table, "admin_group"),
+        client_mode=table.mode("client_mode", default.client_mode, 0o666),
+        # The admin socket can delete receipts: it is never everybody's.
+        admin_mode=table.mode("admin_mode", default.admin_mode, 0o660),
+    )
+    table.close()
+    if api.client_socket == api.admin_socket and table.sound("client_socket", "admin_socket"):
+        table.note("admin_socket", "must be another path than client_socket")
+    return api
+
+
+def _database(table: Table) -> DatabaseSettings:
+    default = DatabaseSettings()
+    database = DatabaseSettings(
+        url=_database_url(table, "url", default.url),
+        min_free_bytes=table.size("min_free", default.min_free_bytes, _MIB, _TIB),
+        first_request_id=table.integer("first_request_id", default.first_request_id, 1, 1 << 62),
+    )
+    table.close()
+    return database
+
+
+def _messages(table: Table) -> MessageSettings:
+    default = MessageSettings()
+    messages = MessageSettings(
+        validity_period_ms=table.duration(
+            "validity_period", default.validity_period_ms, MIN_VALIDITY_MS, MAX_VALIDITY_MS
+        ),
+        unknown_messages=table.choice("unknown_messages", default.unknown_messages, ("register", "reject")),
+    )
+    table.close()
+    return messages
+
+
+def _retention(table: Table) -> RetentionSettings:
+    default = RetentionSettings()
+    retention = RetentionSettings(
+        acknowledged_ms=table.duration("acknowledged", default.acknowledged_ms, _SECOND, 3650 * _DAY),
+        dead_ms=table.duration("dead", default.dead_ms, _SECOND, 3650 * _DAY),
+    )
+    table.close()
+    return retention
+
+
+def _log(table: Table) -> LogSettings:
+    log = LogSettings(level=table.choice("level", LogSettings().level, ("debug", "info", "warning", "error")))
+    table.close()
+    return log
+
+
+def _accounts(document: Table, environ: Mapping[str, str]) -> Mapping[str, AccountSettings]:
+    table = document.table("accounts")
+    if not table.keys() and document.sound("accounts"):
+        document.note("accounts", _NO_ACCOUNT)
+    accounts = {}
+    for name in table.keys():  # noqa: SIM118 - a Table is no mapping
+        section = table.table(name)
+        if _ACCOUNT_NAME.fullmatch(name):
+            accounts[name] = _account(name, section, environ)
+        else:
+            table.note(
+                name,
+                "an account's name has 1 to 63 of a-z, 0-9, _ and -, and begins with a letter or a digit",
+            )
+    return MappingProxyType(accounts)
+
+
+def _account(name: str, table: Table, environ: Mapping[str, str]) -> AccountSettings:
+    # Only to show the defaults; the three that have none are read below.
+    default = AccountSettings(name, "", Secret(""), Secret(""))
+    allow_http = table.boolean("allow_http", default=default.allow_http)
+    account = AccountSettings(
+        name=name,
+        url=_account_url(table, "url", allow_http=allow_http),
+        login=_login(table, "login"),
+        password=_password(table, "password_file", name, environ),
+        parameters=table.choice("parameters", default.parameters, ("query", "form")),
+        timeout_ms=table.duration("timeout", default.timeout_ms, 50, 10 * _MINUTE),
+        concurrency=table.integer("concurrency", default.concurrency, 1, 256),
+        rate_limit=table.number("rate_limit", default.rate_limit, 0.001, 100_000),
+        allow_http=allow_http,
+        batch=_batch(table.table("batch")),
+        retry=_retry(table.table("retry")),
+    )
+    table.close({"password": "is never written here; put it into a file and name that in password_file"})
+    return account
+
+
+def _batch(table: Table) -> BatchSettings:
+    default = BatchSettings()
+    batch = BatchSettings(
+        max_receipts=table.integer("max_receipts", default.max_receipts, 1, 10_000),
+        max_url_bytes=table.integer("max_url_bytes", default.max_url_bytes, 256, _MIB),
+        linger_ms=table.duration("linger", default.linger_ms, 0, _MINUTE),
+    )
+    table.close()
+    return batch
+
+
+def _retry(table: Table) -> RetrySettings:
+    default = RetrySettings()
+    retry = RetrySettings(
+        initial_ms=table.duration("initial", default.initial_ms, 1, _HOUR),
+        max_ms=table.duration("max", default.max_ms, 1, _DAY),
+        max_refusals=table.integer("max_refusals", default.max_refusals, 1, 1000),
+        lifetime_ms=table.duration("lifetime", default.lifetime_ms, _SECOND, 365 * _DAY),
+        auth_probe_ms=table.duration("auth_probe", default.auth_probe_ms, 100, _DAY),
+    )
+    table.close()
+    if retry.initial_ms > retry.max_ms and table.sound("initial", "max"):
+        table.note("max", f"must not be shorter than initial ({write_duration(retry.initial_ms)})")
+    return retry
+
+
+def _group(table: Table, key: str) -> int | None:
+    """Read a group by name or number into its number."""
+    value = table.take(key)
+    if value is None:
+        return None
+    # 2**32 - 1 means "leave it" to chown(2).
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < (1 << 32) - 1:
+        return value
+    if not isinstance(value, str) or not value or "\0" in value:
+        table.note(key, "must be a group's name in quotes, or its number")
+        return None
+    try:
+        return grp.getgrnam(value).gr_gid
+    except KeyError:
+        table.note(key, f"no group is called {value!r} on this system; create it, or name another")
+        return None
+
+
+def _database_url(table: Table, key: str, default: str) -> str:
+    url = table.text(key, default)
+    path = url.removeprefix("sqlite:///")
+    if url.partition(":")[0].partition("+")[0] in {"postgresql", "postgres"}:
+        table.note(key, "PostgreSQL arrives in a later release; use " + default + " for now")
+    elif path == url:
+        table.note(key, "must be SQLite's, like " + default)
+    elif not path.startswith("/"):
+        table.note(key, "must name an absolute path, so with four slashes, like " + default)
+    elif path.endswith("/") or os.path.isdir(path):  # noqa: PTH112 - Path's raises where it may not look
+        table.note(key, "names a directory; name a file in it, like " + default)
+    elif set(path) & set("?#%") or _CONTROL.search(path):
+        table.note(key, "must be a plain path without ?, # and %, like " + default)
+    else:
+        return url
+    return default
+
+
+def _account_url(table: Table, key: str, *, allow_http: bool) -> str:
+    """Read the URL that receipts are posted to; it is never repeated, since a password may stand in it by mistake."""
+    url = table.text(key, "")
+    detail = _url_detail(url, allow_http=allow_http)
+    if detail is None:
+        return url
+    if table.sound(key):
+        table.note(key, detail)
+    return ""
+
+
+def _url_detail(url: str, *, allow_http: bool) -> str | None:
+    """Say what is wrong with an account's URL, or None."""
+    if not url:
+        return 'is missing: write url = "https://…/api/dlr", the address that receipts are posted to'
+    if not _URL_CHARACTERS.fullmatch(url):
+        return "must be plain ASCII without spaces; write other characters of the path as %XX"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "is not a URL: its host or port cannot be read"
+    host = parts.hostname or ""
+    if parts.scheme not in {"https", "http"}:
+        return "must begin with https://"
+    if "@" in parts.netloc:
+        return "must not hold a user name or password; write login and password_file instead"
+    if not _is_host(host, parts) or port == 0:
+        return "must have a host (and after it a port only if it is not the usual one)"
+    if "?" in url or "#" in url:
+        return "must end with the path: no query and no fragment (login and password are added when sending)"
+    if not _PATH.fullmatch(parts.path):
+        return "must have a path of plain ASCII, other characters written as %XX"
+    if parts.scheme == "http" and not allow_http and not _is_loopback(host):
+        return "must begin with https://, for the password travels in it (or set allow_http = true, knowing that)"
+    return None
+
+
+def _is_host(host: str, parts: SplitResult) -> bool:
+    if parts.netloc.endswith(":"):
+        return False
+    if "[" in parts.netloc:
+        return _address(host) is not None
+    return _HOST.fullmatch(host) is not None
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _login(table: Table, key: str) -> Secret:
+    login = table.text(key, "")
+    if not login:
+        if table.sound(key):
+            table.note(key, 'is missing: write login = "…", as in the personal account at Smartswitch')
+    elif len(login) > _MAX_LOGIN_CHARACTERS or _CONTROL.search(login):
+        table.note(key, f"must have 1 to {_MAX_LOGIN_CHARACTERS} characters, without control characters")
+    return Secret(login)
+
+
+def _password(table: Table, key: str, account: str, environ: Mapping[str, str]) -> Secret:
+    """Read the password from its file, or from systemd's credential of that account."""
+    named = table.text(key, "")
+    if not table.sound(key):
+        return Secret("")
+    credentials = environ.get("CREDENTIALS_DIRECTORY", "")
+    credential = Path(credentials, f"{account}.password")
+    if named:
+        path = Path(named)
+        if not path.is_absolute():
+            table.note(key, 'must be an absolute path, like "/etc/dlr-buffer/default.password"')
+            return Secret("")
+    elif credentials and os.path.lexists(credential):
+        path = credential
+    else:
+        table.note(
+            key,
+            f'is missing: write password_file = "/etc/dlr-buffer/{account}.password", a file with only the password '
+            f"in it, or give systemd's unit LoadCredential={account}.password:PATH",
+        )
+        return Secret("")
+    password, detail = _password_in(path)
+    if detail:
+        table.note(key, f"{path} {detail}")
+    return Secret(password)
+
+
+def _password_in(path: Path) -> tuple[str, str]:
+    """Give the password in the file at ``path`` and what is wrong with it, one of the two being empty."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_PASSWORD_BYTES + 3)
+    except FileNotFoundError:
+        return "", "is missing; write a file with only the password in it"
+    except PermissionError:
+        return "", "may not be read by the user that this runs as; mend its owner or mode"
+    except (OSError, ValueError) as error:
+        return "", f"cannot be read: {_reason(error)}"
+    content = content.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        password = content.decode()
+    except UnicodeDecodeError:
+        return "", "is not UTF-8; save it as UTF-8"
+    if not password:
+        return "", "is empty; write the password into it"
+    if len(content) > _MAX_PASSWORD_BYTES:
+        return "", f"is longer than {_MAX_PASSWORD_BYTES} bytes; this is no password"
+    if _CONTROL.search(password):
+        return "", "has several lines or control characters; write only the password, on one line"
+    return password, ""
+
+
+def _reason(error: OSError | ValueError) -> str:
+    # The text of a ValueError (a NUL in the path) is not the admin's language.
+    return (error.strerror or "I/O error") if isinstance(error, OSError) else "its name is not a path"
+
+
+def _failed(path: str, detail: str) -> ConfigurationError:
+    return ConfigurationError((Problem(path, detail),))
+
+
+def _syntax(message: str, text: str, source: str) -> ConfigurationError:
+    """Turn the TOML decoder's message into a problem at file:line."""
+    place = _TOML_PLACE.search(message)
+    line = (place["line"] if place else None) or str(text.rstrip("\n").count("\n") + 1)
+    column = f" (column {place['column']})" if place and place["column"] else ""
+    return _failed(
+        f"{source}:{line}", f"is not TOML: {message[: place.start()] if place else message}{column}"
+    )

@@ -1,0 +1,414 @@
+"""The daemon: the one place that knows every part and wires them (the composition root), and its life.
+
+Start: configuration, the queue's lock, migrations, writer and readers, then the flushers, the sockets, the ticks, and last READY to systemd.
+Stop: the sockets first (requests in work are answered), then the ticks, the flushers (requests under way finish or are given back),
+and last the database. SIGHUP reloads accounts, message rules, retention and the log level. Tests start this same object, with
+a clock of their own. Nothing is decided here that belongs to a part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from dlr_buffer import __version__
+from dlr_buffer.backoff import backoff_ms
+from dlr_buffer.clock import BootClock, SystemBootClock
+from dlr_buffer.config import AccountSettings, Configuration, load, restart_needed
+from dlr_buffer.errors import DlrBufferError, StoreUnavailable
+from dlr_buffer.expiry import Expiry
+from dlr_buffer.flusher.flusher import AccountPlan, Flusher
+from dlr_buffer.flusher.ports import FlushSettings, Upstream
+from dlr_buffer.health import HealthSettings, HealthState
+from dlr_buffer.local_api.app import create_app
+from dlr_buffer.local_api.bodies import BodyRoom
+from dlr_buffer.local_api.ports import DaemonFacts, DatabaseFacts, ExpiryView
+from dlr_buffer.local_api.server import ApiServer
+from dlr_buffer.local_api.sockets import bind
+from dlr_buffer.metrics import Metrics
+from dlr_buffer.receipt_queue.queue import QueueSettings, ReceiptQueue
+from dlr_buffer.receipts import RefusalPolicy
+from dlr_buffer.retention import Retention, RetentionSettings
+from dlr_buffer.smartswitch.client import SmartswitchClient, UpstreamSettings
+from dlr_buffer.storage.store import SqliteStore, StoreListeners
+from dlr_buffer.systemd import Notifier, log_to_stderr
+
+_log = logging.getLogger(__name__)
+
+EXPIRY_EVERY_S: Final = 1
+HOUSEKEEPING_EVERY_S: Final = 5
+RETENTION_EVERY_S: Final = 600
+ANSWER_GRACE_MS: Final = 2_000
+FLUSH_GRACE_MS: Final = 6_000
+"""Together with the answers' grace under the ten seconds that a stop may take."""
+
+Connect = Callable[[UpstreamSettings], Upstream]
+
+
+class Daemon:
+    """One running dlr-buffer. `start` returns when it serves; `stop` when everything is closed."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        *,
+        clock: BootClock | None = None,
+        rng: random.Random | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """Open nothing yet; a test brings its own clock and random numbers."""
+        self.configuration = configuration
+        self._clock: BootClock = clock if clock is not None else SystemBootClock()
+        self._rng = rng if rng is not None else random.Random()  # noqa: S311 - jitter, not a secret
+        self._notifier = Notifier(environ if environ is not None else os.environ)
+        self._started_at_ms = self._clock.now_ms()
+        self._scheduler = AsyncIOScheduler(timezone="UTC")
+        self._servers: list[ApiServer] = []
+        self._progress: tuple[int, int] = (0, 0)
+        self._stalled = False
+        self.failed = asyncio.Event()
+        """Set when the database failed for good: the daemon has to end."""
+        self.metrics = Metrics(
+            counts=lambda: self.store.counts(), accounts=lambda: self.flusher.views(), gauges=self._gauges
+        )
+        self.store: SqliteStore
+        self.queue: ReceiptQueue
+        self.flusher: Flusher
+        self.expiry: Expiry
+        self.retention: Retention
+
+    # Life
+
+    async def start(self) -> None:
+        """Open the queue, begin to flush, expire and serve; raises DlrBufferError with what to do, having closed everything again."""
+        configuration = self.configuration
+        listeners = StoreListeners(
+            fresh=self._on_fresh, events=self.metrics.events, failed=self._on_store_failure
+        )
+        self.store = await SqliteStore.open(
+            configuration.database.path,
+            accounts=sorted(configuration.accounts),
+            min_free_bytes=configuration.database.min_free_bytes,
+            first_request_id=configuration.database.first_request_id,
+            listeners=listeners,
+            now_ms=self._clock.now_ms,
+        )
+        self.queue = ReceiptQueue(self.store, self._clock, _queue_settings(configuration))
+        self.flusher = Flusher(self.store, self.store, self._clock, self.metrics)
+        self.expiry = Expiry(self.store, self._clock)
+        self.retention = Retention(self.store, self._clock, _retention_settings(configuration))
+        try:
+            await self._serve()
+            await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
+            self.metrics.sample(self._clock.monotonic_ms())
+            self._tick(self.expiry.sweep, EXPIRY_EVERY_S)
+            self._tick(self._housekeeping, HOUSEKEEPING_EVERY_S)
+            self._tick(self.retention.sweep, RETENTION_EVERY_S)
+            self._scheduler.start()
+        except BaseException:
+            await self.stop()
+            raise
+        _log.info(
+            "dlr-buffer %s serves %s and %s, queue %s",
+            __version__,
+            configuration.api.client_socket,
+            configuration.api.admin_socket,
+            configuration.database.path,
+        )
+        self._notifier.ready()
+
+    async def stop(self) -> None:
+        """Answer what is in work, finish or give back what is under way upstream, close the queue."""
+        self._notifier.stopping()
+        await asyncio.gather(*(server.stop(ANSWER_GRACE_MS) for server in self._servers))
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=False)
+        await self.flusher.stop(FLUSH_GRACE_MS)
+        await self.store.close()
+        _log.info("stopped")
+
+    async def reload(self, configuration: Configuration) -> None:
+        """Take on what can change while running; says what needs a restart."""
+        self._notifier.reloading()
+        old, self.configuration = self.configuration, configuration
+        if keys := restart_needed(old, configuration):
+            _log.warning("these changes need a restart of the daemon: %s", ", ".join(keys))
+        try:
+            await self.store.add_accounts(sorted(configuration.accounts))
+            self.queue.settings = _queue_settings(configuration)
+            self.retention.settings = _retention_settings(configuration)
+            logging.getLogger("dlr_buffer").setLevel(configuration.log.level.upper())
+            await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
+            _log.info("configuration reloaded")
+        finally:
+            self._notifier.ready()
+
+    async def _serve(self) -> None:
+        api = self.configuration.api
+        room = BodyRoom()
+        for path, mode, group, admin in (
+            (api.client_socket, api.client_mode, api.client_group, False),
+            (api.admin_socket, api.admin_mode, api.admin_group, True),
+        ):
+            app = create_app(
+                self.queue,
+                accounts=self.flusher,
+                expiry=_ExpiryPort(self.expiry),
+                vitals=self,
+                clock=self._clock,
+                admin=admin,
+                room=room,
+            )
+            server = ApiServer(app, bind(path, mode, group))
+            self._servers.append(server)
+            await server.start()
+
+    def _tick(self, job: Callable[[], object], every_s: int) -> None:
+        self._scheduler.add_job(
+            partial(_guarded, job),
+            "interval",
+            seconds=every_s,
+            coalesce=True,
+            max_instances=1,
+            misfire_grace_time=None,
+        )
+
+    async def _housekeeping(self) -> None:
+        self.metrics.sample(self._clock.monotonic_ms())
+        await self.store.look_for_oldest()
+        facts = self.store.facts()
+        progress = (self.store.deliveries, facts.waiting_commands)
+        self._stalled = progress[1] > 0 and self._progress[1] > 0 and progress[0] == self._progress[0]
+        self._progress = progress
+        self._notifier.status(self._status_line())
+
+    def _status_line(self) -> str:
+        counts = self.store.counts()
+        waiting = sum(
+            rows for states in counts.messages.values() for state, rows in states.items() if state in _WAITING
+        )
+        pending = sum(statuses["pending"] for statuses in counts.receipts.values())
+        dead = sum(statuses["dead"] for statuses in counts.receipts.values())
+        line = f"{waiting} messages waiting, {pending} receipts pending, {dead} dead"
+        troubled = [
+            f"{view.name} {view.health.value}"
+            for view in self.flusher.views()
+            if view.health is not HealthState.OPEN
+        ]
+        return line + (f"; {', '.join(troubled)}" if troubled else "")
+
+    def _on_fresh(self, fresh: Mapping[str, int]) -> None:
+        if hasattr(self, "flusher"):
+            self.flusher.wake(fresh)
+
+    def _on_store_failure(self, error: StoreUnavailable) -> None:
+        _log.critical("the database failed, nothing more is acknowledged and the daemon ends: %s", error)
+        self.failed.set()
+
+    # From the configuration to what each part needs of it
+
+    def _plans(self, configuration: Configuration) -> dict[str, AccountPlan]:
+        return {name: self._plan(account) for name, account in configuration.accounts.items()}
+
+    def _plan(self, account: AccountSettings) -> AccountPlan:
+        retry, batch = account.retry, account.batch
+        wait = partial(backoff_ms, initial_ms=retry.initial_ms, max_ms=retry.max_ms, rng=self._rng)
+        upstream = UpstreamSettings(
+            url=account.url,
+            login=account.login.reveal(),
+            password=account.password.reveal(),
+            form=account.parameters == "form",
+            timeout_ms=account.timeout_ms,
+            concurrency=account.concurrency,
+        )
+        settings = FlushSettings(
+            name=account.name,
+            health=HealthSettings(
+                concurrency=account.concurrency,
+                max_receipts=batch.max_receipts,
+                retry_max_ms=retry.max_ms,
+                auth_probe_ms=retry.auth_probe_ms,
+                backoff_ms=wait,
+            ),
+            policy=RefusalPolicy(
+                max_refusals=retry.max_refusals, lifetime_ms=retry.lifetime_ms, backoff_ms=wait
+            ),
+            linger_ms=batch.linger_ms,
+            budget_bytes=batch.max_url_bytes - upstream.overhead,
+            rate_limit=account.rate_limit,
+            paused=self.store.paused(account.name),
+        )
+        return AccountPlan(settings, partial(SmartswitchClient, upstream, self._clock), upstream)
+
+    # What the local API shows (its port Vitals)
+
+    def problems(self) -> tuple[str, ...]:
+        """Why the daemon is not healthy; empty while commits succeed and flushers run."""
+        found = list(self.flusher.problems())
+        if (failure := self.store.failure) is not None:
+            found.append(f"the database failed: {failure}")
+        if self._stalled:
+            found.append("the database has not finished anything for five seconds while commands wait")
+        return tuple(found)
+
+    def facts(self) -> DaemonFacts:
+        """What `/v1/status` shows."""
+        database = self.store.facts()
+        return DaemonFacts(
+            version=__version__,
+            pid=os.getpid(),
+            started_at_ms=self._started_at_ms,
+            database=DatabaseFacts(
+                path=str(database.path),
+                size_bytes=database.size_bytes,
+                wal_bytes=database.wal_bytes,
+                free_bytes=database.free_bytes,
+                sqlite_version=database.sqlite_version,
+            ),
+            rates=self.metrics.rates(self._clock.monotonic_ms()),
+            totals=self.metrics.totals(),
+            alarms=self._alarms(database.free_bytes),
+        )
+
+    def exposition(self) -> tuple[bytes, str]:
+        """The body of `/metrics`."""
+        return self.metrics.exposition()
+
+    def _alarms(self, free_bytes: int) -> tuple[str, ...]:
+        alarms = list(self.problems())
+        if free_bytes < self.configuration.database.min_free_bytes:
+            alarms.append(
+                "the disk is nearly full: registration answers 507 until there is more space than min_free"
+            )
+        if self.expiry.stop_reason is not None:
+            alarms.append(
+                f"expiry is stopped: {self.expiry.stop_reason}; check the clock, then 'dlr-buffer expiry resume'"
+            )
+        for view in self.flusher.views():
+            if view.health not in (HealthState.OPEN, HealthState.PAUSED):
+                alarms.append(f"account {view.name} is {view.health.value}: {view.cause}")
+        return tuple(alarms)
+
+    def _gauges(self) -> Mapping[str, tuple[str, float]]:
+        facts = self.store.facts()
+        return {
+            "database_size_bytes": ("Size of the database file.", facts.size_bytes),
+            "database_wal_bytes": ("Size of its write-ahead log.", facts.wal_bytes),
+            "database_free_bytes": ("Free space beside it.", facts.free_bytes),
+            "database_commits": ("Commits since the start.", facts.commits),
+            "database_checkpoints": ("Checkpoints since the start.", facts.checkpoints),
+            "waiting_rows": ("Rows that wait to be committed.", facts.waiting_rows),
+            "expiry_stopped": (
+                "1 while a clock alarm stops expiry.",
+                float(self.expiry.stop_reason is not None),
+            ),
+            "unhealthy": ("1 while /healthz would answer 503.", float(bool(self.problems()))),
+        }
+
+
+_WAITING: Final = ("waiting", "enroute", "accepted", "unknown")
+
+
+class _ExpiryPort:
+    """Expiry as the local API shows it."""
+
+    def __init__(self, expiry: Expiry) -> None:
+        self._expiry = expiry
+
+    def view(self) -> ExpiryView:
+        """Whether it runs."""
+        expiry = self._expiry
+        return ExpiryView(
+            stopped=expiry.stop_reason is not None,
+            reason=expiry.stop_reason,
+            since_ms=expiry.stopped_since_ms,
+            last_sweep_at_ms=expiry.last_sweep_at_ms,
+        )
+
+    async def resume(self) -> ExpiryView:
+        """Trust the clock again."""
+        await self._expiry.resume()
+        return self.view()
+
+
+def _queue_settings(configuration: Configuration) -> QueueSettings:
+    return QueueSettings(
+        accounts=frozenset(configuration.accounts),
+        default_validity_ms=configuration.messages.validity_period_ms,
+        register_unknown=configuration.messages.unknown_messages == "register",
+    )
+
+
+def _retention_settings(configuration: Configuration) -> RetentionSettings:
+    return RetentionSettings(
+        acknowledged_ms=configuration.retention.acknowledged_ms, dead_ms=configuration.retention.dead_ms
+    )
+
+
+async def _guarded(job: Callable[[], object]) -> None:
+    """Run a job; a database that has a moment of weakness must not end the ticks."""
+    try:
+        result = job()
+        if asyncio.iscoroutine(result):
+            await result
+    except DlrBufferError as error:
+        _log.warning("put off until the next tick: %s", error)
+
+
+def run_daemon(config_path: Path | None) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit code: 0, or 1 if it could not start or the database failed."""
+    try:
+        configuration = load(config_path, os.environ)
+    except DlrBufferError as error:
+        sys.stderr.write(f"dlr-buffer: {error}\n")
+        return 1
+    log_to_stderr(configuration.log.level, os.environ)
+    try:
+        return asyncio.run(_run(configuration, config_path))
+    except DlrBufferError as error:
+        _log.critical("%s", error)
+        return 1
+
+
+async def _run(configuration: Configuration, config_path: Path | None) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    hangup = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    daemon = Daemon(configuration)
+    await daemon.start()
+    # What was made so far lives as long as the process: the collector need not look at it again.
+    gc.freeze()
+    waits = {event: asyncio.create_task(event.wait()) for event in (stop, hangup, daemon.failed)}
+    while True:
+        await asyncio.wait(waits.values(), return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set() or daemon.failed.is_set():
+            break
+        hangup.clear()
+        waits[hangup] = asyncio.create_task(hangup.wait())
+        await _reload(daemon, config_path)
+    for task in waits.values():
+        task.cancel()
+    _log.info("stopping")
+    await daemon.stop()
+    return 1 if daemon.failed.is_set() else 0
+
+
+async def _reload(daemon: Daemon, config_path: Path | None) -> None:
+    try:
+        await daemon.reload(load(config_path, os.environ))
+    except DlrBufferError as error:
+        _log.error("not reloaded, the old configuration stays: %s", error)

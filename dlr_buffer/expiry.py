@@ -1,0 +1,220 @@
+"""Expiry: messages whose validity period ends without a final state become ``expired``, and that is reported.
+
+When to sweep, and whether the clock can be believed (DESIGN §8): a leap of the wall clock must not expire a queue. What expiring does
+to rows is storage's; who calls `Expiry.sweep` every second is the daemon's.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from dlr_buffer.clock import BootClock
+
+_log = logging.getLogger(__name__)
+
+MAX_DRIFT_MS: Final = 3_600_000
+MAX_BEHIND_MS: Final = 60_000
+SYNCHRONISED_FOR_MS: Final = 600_000
+KEEP_MARK_EVERY_MS: Final = 60_000
+
+
+class ClockMark(Protocol):
+    """The clock as the last sweep stored it, and since when and why expiry is stopped; wall milliseconds."""
+
+    @property
+    def boot_id(self) -> str | None: ...  # noqa: D102 - named in the class's docstring
+    @property
+    def offset_ms(self) -> int | None: ...  # noqa: D102 - wall time less time since boot
+    @property
+    def now_ms(self) -> int | None: ...  # noqa: D102 - wall time
+    @property
+    def stopped_since_ms(self) -> int | None: ...  # noqa: D102 - None while expiry runs
+    @property
+    def stop_reason(self) -> str | None: ...  # noqa: D102 - None while expiry runs
+
+
+class Chunk(Protocol):
+    """What one chunk of expiry did."""
+
+    @property
+    def expired(self) -> int: ...  # noqa: D102 - messages
+    @property
+    def more(self) -> bool: ...  # noqa: D102 - others are due already
+
+
+class ExpiryStore(Protocol):
+    """What expiry needs of the database."""
+
+    async def expire_chunk(self, now_ms: int) -> Chunk:
+        """Expire the next few messages that are overdue at ``now_ms``, oldest deadline first."""
+        ...
+
+    async def clock_mark(self) -> ClockMark:
+        """The stored mark."""
+        ...
+
+    async def keep_clock_mark(
+        self,
+        *,
+        boot_id: str | None,
+        offset_ms: int | None,
+        now_ms: int | None,
+        stopped_since_ms: int | None,
+        stop_reason: str | None,
+    ) -> None:
+        """Store a mark."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A clock mark in memory; see `ClockMark`."""
+
+    boot_id: str | None = None
+    offset_ms: int | None = None
+    now_ms: int | None = None
+    stopped_since_ms: int | None = None
+    stop_reason: str | None = None
+
+
+def judge_clock(mark: ClockMark, *, boot_id: str, offset_ms: int, now_ms: int) -> str | None:
+    """Say why the wall clock can't be believed against what was stored last, None if it can.
+
+    Under the same boot the wall clock keeps its distance from the time since boot; under any, it does not go back.
+    """
+    if mark.now_ms is not None and now_ms < mark.now_ms - MAX_BEHIND_MS:
+        return f"the wall clock went back by {_span(mark.now_ms - now_ms)}"
+    if (
+        mark.boot_id == boot_id
+        and mark.offset_ms is not None
+        and abs(offset_ms - mark.offset_ms) > MAX_DRIFT_MS
+    ):
+        way = "forward" if offset_ms > mark.offset_ms else "back"
+        return f"the wall clock leapt {way} by {_span(abs(offset_ms - mark.offset_ms))}"
+    return None
+
+
+class Expiry:
+    """Sweeps when it is told to, unless the clock can't be believed."""
+
+    def __init__(self, store: ExpiryStore, clock: BootClock) -> None:
+        """Read nothing yet."""
+        self._store = store
+        self._clock = clock
+        self._mark: Mark | None = None
+        self._kept_at_ms: int | None = None
+        self._synchronised_since_ms: int | None = None
+        self._sweeping = False
+        self.last_sweep_at_ms: int | None = None
+
+    @property
+    def stopped_since_ms(self) -> int | None:
+        """Since when expiry is stopped by a clock alarm."""
+        return self._mark.stopped_since_ms if self._mark is not None else None
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it is stopped."""
+        return self._mark.stop_reason if self._mark is not None else None
+
+    async def sweep(self) -> int:
+        """Expire everything that is overdue, in chunks; returns how many. Does nothing if it runs already or is stopped."""
+        if self._sweeping:
+            return 0
+        self._sweeping = True
+        try:
+            if not await self._clock_believed():
+                return 0
+            expired = 0
+            while True:
+                chunk = await self._store.expire_chunk(self._clock.now_ms())
+                expired += chunk.expired
+                if not chunk.more:
+                    break
+            self.last_sweep_at_ms = self._clock.now_ms()
+            if expired:
+                _log.info("%d messages expired", expired)
+            return expired
+        finally:
+            self._sweeping = False
+
+    async def resume(self) -> None:
+        """An admin trusts the clock as it is now."""
+        mark = await self._stored()
+        if mark.stopped_since_ms is not None:
+            _log.warning("expiry goes on: an admin trusts the clock")
+            await self._trust()
+
+    async def _stored(self) -> Mark:
+        if self._mark is None:
+            stored = await self._store.clock_mark()
+            self._mark = Mark(
+                stored.boot_id, stored.offset_ms, stored.now_ms, stored.stopped_since_ms, stored.stop_reason
+            )
+        return self._mark
+
+    async def _clock_believed(self) -> bool:
+        mark = await self._stored()
+        now = self._clock.now_ms()
+        offset = now - self._clock.boottime_ms()
+        boot_id = self._clock.boot_id()
+        reason = judge_clock(mark, boot_id=boot_id, offset_ms=offset, now_ms=now)
+        if mark.stopped_since_ms is not None:
+            if reason is None:
+                _log.warning("expiry goes on: the clock is back")
+                await self._trust()
+                return True
+            if self._synchronised_long_enough():
+                _log.warning(
+                    "expiry goes on: the kernel says that the clock is synchronised, for ten minutes now"
+                )
+                await self._trust()
+                return True
+            return False
+        if reason is not None:
+            _log.error(
+                "expiry stops: %s. Check the clock; expiry goes on when it is back, when it has been synchronised for ten"
+                " minutes, or with 'dlr-buffer expiry resume'",
+                reason,
+            )
+            self._synchronised_since_ms = None
+            await self._keep(Mark(mark.boot_id, mark.offset_ms, mark.now_ms, now, reason))
+            return False
+        monotonic = self._clock.monotonic_ms()
+        moved = mark.boot_id != boot_id or mark.offset_ms is None or abs(offset - mark.offset_ms) > 1000
+        if moved or self._kept_at_ms is None or monotonic - self._kept_at_ms >= KEEP_MARK_EVERY_MS:
+            await self._keep(Mark(boot_id, offset, now))
+        return True
+
+    def _synchronised_long_enough(self) -> bool:
+        monotonic = self._clock.monotonic_ms()
+        if not self._clock.synchronised():
+            self._synchronised_since_ms = None
+            return False
+        if self._synchronised_since_ms is None:
+            self._synchronised_since_ms = monotonic
+        return monotonic - self._synchronised_since_ms >= SYNCHRONISED_FOR_MS
+
+    async def _trust(self) -> None:
+        now = self._clock.now_ms()
+        await self._keep(Mark(self._clock.boot_id(), now - self._clock.boottime_ms(), now))
+
+    async def _keep(self, mark: Mark) -> None:
+        await self._store.keep_clock_mark(
+            boot_id=mark.boot_id,
+            offset_ms=mark.offset_ms,
+            now_ms=mark.now_ms,
+            stopped_since_ms=mark.stopped_since_ms,
+            stop_reason=mark.stop_reason,
+        )
+        self._mark = mark
+        self._kept_at_ms = self._clock.monotonic_ms()
+
+
+def _span(milliseconds: int) -> str:
+    minutes = round(milliseconds / 60_000)
+    if minutes < 120:  # noqa: PLR2004 - up to two hours in minutes
+        return f"{minutes} minutes"
+    return f"{round(minutes / 60)} hours"

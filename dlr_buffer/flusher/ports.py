@@ -1,0 +1,87 @@
+"""What the flusher needs of others: the Outbox (storage), an Upstream (Smartswitch), and the settings of an account."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from dlr_buffer.health import HealthSettings
+from dlr_buffer.receipts import (
+    Acknowledged,
+    Claim,
+    Cut,
+    DueClaim,
+    Receipt,
+    RefusalPolicy,
+    Refused,
+    Settled,
+)
+from dlr_buffer.smartswitch.answers import Answer
+
+
+class Outbox(Protocol):
+    """Receipts that wait to be sent. A claimed receipt is in flight until it is settled."""
+
+    async def claim(
+        self, account: str, *, limit: int, excluding: Container[int], cut: Callable[[Sequence[Receipt]], Cut]
+    ) -> Claim:
+        """Claim the oldest fresh receipts of an account but ``excluding``, as many of ``limit`` as ``cut`` takes."""
+        ...
+
+    async def claim_due(
+        self, account: str, *, now_ms: int, horizon_ms: int, excluding: Container[int]
+    ) -> DueClaim:
+        """Claim one receipt, but ``excluding``, that waited out a refusal.
+
+        One more than ``horizon_ms`` ahead counts as due: the clock was set back.
+        """
+        ...
+
+    async def claim_these(self, account: str, request_ids: Sequence[int]) -> Claim:
+        """Claim those of the named receipts that can be."""
+        ...
+
+    async def settle(  # noqa: PLR0913 - what came of one request, all by name
+        self,
+        account: str,
+        *,
+        acknowledged: Sequence[Acknowledged] = (),
+        refused: Sequence[Refused] = (),
+        returned: Sequence[int] = (),
+        sent: bool = True,
+        policy: RefusalPolicy,
+        now_ms: int,
+    ) -> Settled:
+        """Write what came of a request in one transaction and end its claims.
+
+        ``returned`` are not to blame and wait again; ``sent`` False says that they were not on the wire.
+        """
+        ...
+
+
+class Upstream(Protocol):
+    """A connection to one account's Smartswitch."""
+
+    async def send(self, receipts: Sequence[Receipt]) -> Answer:
+        """One request with these receipts; never raises but CancelledError."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FlushSettings:
+    """An account as the flusher needs it; durations in milliseconds."""
+
+    name: str
+    health: HealthSettings
+    policy: RefusalPolicy
+    linger_ms: int
+    budget_bytes: int
+    """What the receipts of a batch may take of the encoded request target."""
+    rate_limit: float
+    """Requests a second; 0 for none."""
+    paused: bool

@@ -1,0 +1,108 @@
+"""Opening the SQLite file: pragmas that are read back, transactions begun by hand, foreign errors translated.
+
+Only how a connection behaves is decided here; what is done with one is decided by the writer and the readers.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from dlr_buffer.errors import DlrBufferError, Overloaded, StorageFull, StoreUnavailable
+
+BUSY_TIMEOUT_MS: Final = 5_000
+WRITER_CACHE_KIB: Final = 16_384
+READER_CACHE_KIB: Final = 4_096
+SYNCHRONOUS_FULL: Final = 2
+
+_FATAL = frozenset(
+    {
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+def wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
+    """Whether this SQLite has the WAL-reset bug (before 3.51.3) that several checkpointing connections can strike.
+
+    Here one connection writes and alone checkpoints, so it cannot; the daemon still warns.
+    """
+    return version < (3, 51, 3)
+
+
+def make_engine(path: Path, *, cache_kib: int, read_only: bool) -> Engine:
+    """Make an engine whose connections leave transactions to us.
+
+    pysqlite's default begins late and lets savepoints escape a rollback; with ``isolation_level=None`` it begins nothing,
+    and the writer says BEGIN IMMEDIATE and COMMIT itself. Readers can't write (``query_only``) and none but the writer checkpoints.
+    """
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False},
+    )
+
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute(f"PRAGMA cache_size = -{cache_kib}")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA synchronous = FULL")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+
+    event.listen(engine, "connect", configure)
+    return engine
+
+
+def require_durable(connection: Connection) -> None:
+    """Switch to WAL and read back what promise 1 rests on; raises StoreUnavailable if the file system refuses it."""
+    mode = str(connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar())
+    if mode.lower() != "wal":
+        raise StoreUnavailable(
+            f"the database refuses write-ahead logging (journal_mode stays {mode!r}): put it on a local file system",
+            fatal=True,
+        )
+    synchronous = connection.exec_driver_sql("PRAGMA synchronous").scalar()
+    if synchronous != SYNCHRONOUS_FULL:
+        raise StoreUnavailable(f"the database refuses synchronous=FULL (it is {synchronous})", fatal=True)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLAlchemy's and sqlite3's errors into ours, once, at the edge."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise translate(error, path) from error
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def translate(error: Exception, path: Path) -> DlrBufferError:
+    """Say what a database error means for us: full, busy, or (fatal or not) unavailable."""
+    original = getattr(error, "orig", error)
+    code = getattr(original, "sqlite_errorcode", None)
+    if code is None:
+        return StoreUnavailable(f"{path}: {original}")
+    primary = code & 0xFF
+    name = getattr(original, "sqlite_errorname", str(code))
+    if primary == sqlite3.SQLITE_FULL:
+        return StorageFull(f"the disk that holds {path} is full ({name}); free some space")
+    if primary in _BUSY:
+        return Overloaded(f"{path} is locked by another program ({name}); stop what holds it")
+    return StoreUnavailable(f"{path}: {original} ({name})", fatal=primary in _FATAL)

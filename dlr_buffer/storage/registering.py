@@ -1,0 +1,137 @@
+"""Registering messages: many at once, each as if alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import bindparam, insert, update
+
+from dlr_buffer.errors import Conflict, DlrBufferError
+from dlr_buffer.messages import Message, Verdict, judge_registration
+from dlr_buffer.receipts import Registered
+from dlr_buffer.storage import schema
+from dlr_buffer.storage.transaction import MessageRow, Row, Transaction, require_rows
+
+INSERT_MESSAGES = insert(schema.messages)
+_ADOPT = (
+    update(schema.messages)
+    .where(
+        schema.messages.c.id == bindparam("b_id"),
+        schema.messages.c.state < schema.FIRST_FINAL,
+    )
+    .values(implicit=0, expires_at=bindparam("b_expires_at"))
+)
+
+
+class RegisterItem(msgspec.Struct, frozen=True, gc=False):
+    """One registration with everything resolved; times and periods in milliseconds."""
+
+    account: str
+    account_id: int
+    message_id: str
+    validity_ms: int | None
+    default_validity_ms: int
+    now: int
+
+
+def public_message(account: str, row: MessageRow) -> Message:
+    """Show a row as the rest of the program knows it."""
+    return Message(
+        account,
+        row.message_id,
+        schema.STATES.get(row.state),
+        row.registered_at,
+        row.expires_at,
+        row.changed_at if row.state >= schema.FIRST_FINAL else None,
+    )
+
+
+def as_columns(row: MessageRow) -> Row:
+    """Write a row for an INSERT."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "message_id": row.message_id,
+        "state": row.state,
+        "implicit": row.implicit,
+        "registered_at": row.registered_at,
+        "expires_at": row.expires_at,
+        "changed_at": row.changed_at,
+        "receipt_id": row.receipt_id,
+    }
+
+
+def known_by_account(tx: Transaction, names: Sequence[tuple[int, str]]) -> dict[tuple[int, str], MessageRow]:
+    """Look up messages of several accounts."""
+    asked: dict[int, list[str]] = {}
+    for account_id, message_id in names:
+        asked.setdefault(account_id, []).append(message_id)
+    return {
+        (account_id, message_id): row
+        for account_id, message_ids in asked.items()
+        for message_id, row in tx.known_messages(account_id, message_ids).items()
+    }
+
+
+def register(tx: Transaction, items: Sequence[RegisterItem]) -> list[Registered | DlrBufferError]:
+    """Register in order; the outcome of each item depends only on the queue and on the items before it."""
+    known = known_by_account(tx, [(item.account_id, item.message_id) for item in items])
+    new: list[MessageRow] = []
+    adopted: dict[int, MessageRow] = {}
+    outcomes: list[Registered | DlrBufferError] = []
+    for item in items:
+        row = known.get((item.account_id, item.message_id))
+        if row is None:
+            validity = item.validity_ms if item.validity_ms is not None else item.default_validity_ms
+            row = MessageRow(
+                id=tx.take_message(),
+                account_id=item.account_id,
+                message_id=item.message_id,
+                state=schema.WAITING,
+                implicit=0,
+                registered_at=item.now,
+                expires_at=item.now + validity,
+                changed_at=item.now,
+                receipt_id=tx.no_receipt(),
+            )
+            tx.expect_expiry_at(row.expires_at)
+            known[item.account_id, item.message_id] = row
+            new.append(row)
+            outcomes.append(Registered(public_message(item.account, row), new=True))
+            continue
+        current_ms = row.expires_at - row.registered_at
+        match judge_registration(
+            final=row.state >= schema.FIRST_FINAL,
+            implicit=bool(row.implicit),
+            current_validity_ms=current_ms,
+            asked_validity_ms=item.validity_ms,
+        ):
+            case Verdict.CONFLICTING:
+                outcomes.append(
+                    Conflict(
+                        f"the message is registered with a validity_period of {current_ms // 1000} seconds; register it"
+                        " again with the same one, or leave it out"
+                    )
+                )
+            case Verdict.NEW:
+                row.implicit = 0
+                if item.validity_ms is not None:
+                    row.expires_at = row.registered_at + item.validity_ms
+                    tx.expect_expiry_at(row.expires_at)
+                adopted[row.id] = row
+                outcomes.append(Registered(public_message(item.account, row), new=False))
+            case Verdict.REPEATED:
+                outcomes.append(Registered(public_message(item.account, row), new=False))
+    if new:
+        tx.connection.execute(INSERT_MESSAGES, [as_columns(row) for row in new])
+        for row in new:
+            tx.move_message(row.account_id, None, row.state)
+    if adopted:
+        done = tx.connection.execute(
+            _ADOPT,
+            [{"b_id": row.id, "b_expires_at": row.expires_at} for row in adopted.values()],
+        )
+        require_rows(done.rowcount, len(adopted), "adopting a validity period")
+    tx.events["registered"] += len(new)
+    return outcomes

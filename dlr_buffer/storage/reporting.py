@@ -1,0 +1,178 @@
+"""Reporting states: many at once, each as if alone, and what that does to the receipts before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import bindparam, insert, update
+
+from dlr_buffer.errors import DlrBufferError, MessageFinal, NotFound
+from dlr_buffer.messages import MessageState, Verdict, judge_report
+from dlr_buffer.receipts import Receipt, ReceiptStatus, Reported
+from dlr_buffer.storage import schema
+from dlr_buffer.storage.registering import (
+    INSERT_MESSAGES,
+    as_columns,
+    known_by_account,
+    public_message,
+)
+from dlr_buffer.storage.transaction import MessageRow, Row, Transaction, require_rows
+
+INSERT_RECEIPTS = insert(schema.receipts)
+# The first final state wins: a row that has one is out of reach.
+CHANGE_STATE = (
+    update(schema.messages)
+    .where(
+        schema.messages.c.id == bindparam("b_id"),
+        schema.messages.c.state < schema.FIRST_FINAL,
+    )
+    .values(
+        state=bindparam("b_state"),
+        changed_at=bindparam("b_now"),
+        receipt_id=bindparam("b_receipt_id"),
+    )
+)
+
+
+class ReportItem(msgspec.Struct, frozen=True, gc=False):
+    """One report with everything resolved; times and periods in milliseconds."""
+
+    account: str
+    account_id: int
+    message_id: str
+    state: MessageState
+    may_register: bool
+    default_validity_ms: int
+    now: int
+
+
+def new_receipt(row: MessageRow, request_id: int, state: int, now: int) -> Row:
+    """Columns of a fresh receipt that follows the newest one of its message."""
+    return {
+        "request_id": request_id,
+        "message": row.id,
+        "account_id": row.account_id,
+        "state": state,
+        "status": schema.PENDING,
+        "attempts": 0,
+        "refusals": 0,
+        "created_at": now,
+        "counted_since": now,
+        "settled_at": None,
+        "previous_id": row.receipt_id if row.receipt_id > 0 else None,
+    }
+
+
+def report(tx: Transaction, items: Sequence[ReportItem]) -> list[Reported | DlrBufferError]:
+    """Report in order; the outcome of each item depends only on the queue and on the items before it."""
+    known = known_by_account(tx, [(item.account_id, item.message_id) for item in items])
+    registered: dict[int, MessageRow] = {}
+    changed: dict[int, MessageRow] = {}
+    before: dict[int, int] = {}
+    receipts: dict[int, Row] = {}
+    newer_of: dict[int, int] = {}
+    outcomes: list[Reported | DlrBufferError] = []
+    now = 0
+    for item in items:
+        now = item.now
+        key = (item.account_id, item.message_id)
+        row = known.get(key)
+        if row is None:
+            if not item.may_register:
+                outcomes.append(
+                    NotFound(
+                        f"message {item.message_id!r} was never registered for account {item.account!r}; register it first"
+                    )
+                )
+                continue
+            row = MessageRow(
+                id=tx.take_message(),
+                account_id=item.account_id,
+                message_id=item.message_id,
+                state=schema.WAITING,
+                implicit=1,
+                registered_at=now,
+                expires_at=now + item.default_validity_ms,
+                changed_at=now,
+                receipt_id=0,
+            )
+            tx.expect_expiry_at(row.expires_at)
+            known[key] = registered[row.id] = row
+        current = schema.STATES.get(row.state)
+        match judge_report(current, item.state):
+            case Verdict.REPEATED:
+                outcomes.append(Reported(public_message(item.account, row), None))
+            case Verdict.CONFLICTING:
+                tx.events["late_reports"] += 1
+                outcomes.append(MessageFinal(str(current)))
+            case Verdict.NEW:
+                request_id = tx.take_request_id()
+                code = schema.STATE_CODES[item.state]
+                receipts[request_id] = new_receipt(row, request_id, code, now)
+                if row.receipt_id in receipts:
+                    # superseded by a neighbour in the same transaction: it never waits
+                    receipts[row.receipt_id].update(status=schema.SUPERSEDED, settled_at=now)
+                elif row.receipt_id > 0:
+                    newer_of[row.receipt_id] = request_id
+                if row.id not in registered:
+                    before.setdefault(row.id, row.state)
+                    changed[row.id] = row
+                row.state, row.changed_at, row.receipt_id = code, now, request_id
+                outcomes.append(
+                    Reported(
+                        public_message(item.account, row),
+                        Receipt(
+                            request_id,
+                            item.account,
+                            item.message_id,
+                            item.state,
+                            ReceiptStatus.PENDING,
+                            0,
+                            0,
+                            now,
+                        ),
+                    )
+                )
+    if registered:
+        tx.connection.execute(INSERT_MESSAGES, [as_columns(row) for row in registered.values()])
+        for row in registered.values():
+            tx.move_message(row.account_id, None, row.state)
+        tx.events["registered"] += len(registered)
+    change_states(tx, list(changed.values()), before)
+    tx.supersede(newer_of, now)
+    add_receipts(tx, list(receipts.values()))
+    tx.events["reported"] += len(receipts)
+    return outcomes
+
+
+def change_states(tx: Transaction, rows: Sequence[MessageRow], before: dict[int, int]) -> None:
+    """Write the new state of messages that had none that is final; ``before`` has the old codes."""
+    if not rows:
+        return
+    done = tx.connection.execute(
+        CHANGE_STATE,
+        [
+            {
+                "b_id": row.id,
+                "b_state": row.state,
+                "b_now": row.changed_at,
+                "b_receipt_id": row.receipt_id,
+            }
+            for row in rows
+        ],
+    )
+    require_rows(done.rowcount, len(rows), "changing states")
+    for row in rows:
+        tx.move_message(row.account_id, before[row.id], row.state)
+
+
+def add_receipts(tx: Transaction, rows: Sequence[Row]) -> None:
+    """Insert receipts and count them."""
+    if not rows:
+        return
+    tx.connection.execute(INSERT_RECEIPTS, rows)
+    for row in rows:
+        tx.move_receipts(row["account_id"], None, row["status"])
+        if row["status"] == schema.PENDING:
+            tx.fresh[row["account_id"]] += 1

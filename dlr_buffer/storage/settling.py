@@ -1,0 +1,426 @@
+"""Claiming receipts for the wire, and settling what came of it.
+
+Claims are memory only (see `claims`); settling a batch is part of one transaction. An outage changes no row: its receipts are
+only given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, bindparam, select, update
+
+from dlr_buffer.receipts import (
+    Acknowledged,
+    Claim,
+    Claimed,
+    Cut,
+    DueClaim,
+    Receipt,
+    ReceiptStatus,
+    RefusalPolicy,
+    Refused,
+    Settled,
+    after_refusal,
+)
+from dlr_buffer.storage import schema
+from dlr_buffer.storage.claims import Claims
+from dlr_buffer.storage.transaction import (
+    Row,
+    Transaction,
+    among,
+    json_array,
+    require_rows,
+)
+
+_CLAIMABLE = (
+    select(
+        schema.receipts.c.request_id,
+        schema.receipts.c.message,
+        schema.receipts.c.state,
+        schema.receipts.c.attempts,
+        schema.receipts.c.refusals,
+        schema.receipts.c.created_at,
+        schema.receipts.c.counted_since,
+        schema.receipts.c.next_attempt_at,
+        schema.messages.c.message_id,
+        schema.messages.c.receipt_id,
+    )
+    .join_from(
+        schema.receipts,
+        schema.messages,
+        schema.messages.c.id == schema.receipts.c.message,
+    )
+    .where(schema.has_status(schema.PENDING))
+)
+FRESH = (
+    _CLAIMABLE.where(
+        schema.receipts.c.next_attempt_at.is_(None),
+        schema.receipts.c.account_id == bindparam("account_id"),
+        schema.receipts.c.request_id >= bindparam("start"),
+    )
+    .order_by(schema.receipts.c.request_id)
+    .limit(bindparam("limit"))
+)
+DUE = (
+    _CLAIMABLE.where(
+        schema.receipts.c.next_attempt_at.is_not(None),
+        schema.receipts.c.account_id == bindparam("account_id"),
+        schema.receipts.c.next_attempt_at <= bindparam("until"),
+    )
+    .order_by(schema.receipts.c.next_attempt_at)
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+)
+FAR = (
+    _CLAIMABLE.where(
+        schema.receipts.c.next_attempt_at.is_not(None),
+        schema.receipts.c.account_id == bindparam("account_id"),
+        schema.receipts.c.next_attempt_at > bindparam("horizon"),
+    )
+    .order_by(schema.receipts.c.next_attempt_at.desc())
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+)
+NEXT_DUE = (
+    select(schema.receipts.c.next_attempt_at)
+    .where(
+        schema.receipts.c.next_attempt_at.is_not(None),
+        schema.receipts.c.account_id == bindparam("account_id"),
+        schema.receipts.c.next_attempt_at > bindparam("until"),
+    )
+    .order_by(schema.receipts.c.next_attempt_at)
+    .limit(1)
+)
+_THESE = _CLAIMABLE.where(
+    schema.receipts.c.account_id == bindparam("account_id"),
+    among(schema.receipts.c.request_id, "request_ids"),
+).order_by(schema.receipts.c.request_id)
+
+_ACKNOWLEDGE = (
+    update(schema.receipts)
+    .where(
+        schema.receipts.c.request_id == bindparam("b_request_id"),
+        schema.receipts.c.status == schema.PENDING,
+    )
+    .values(
+        status=schema.ACKNOWLEDGED,
+        settled_at=bindparam("b_now"),
+        next_attempt_at=None,
+        response_id=bindparam("b_response_id"),
+        attempts=schema.receipts.c.attempts + bindparam("b_attempts"),
+        error_code=None,
+        error_title=None,
+        error_detail=None,
+    )
+)
+_REFUSE = (
+    update(schema.receipts)
+    .where(
+        schema.receipts.c.request_id == bindparam("b_request_id"),
+        schema.receipts.c.status == schema.PENDING,
+    )
+    .values(
+        status=bindparam("b_status"),
+        settled_at=bindparam("b_settled_at"),
+        next_attempt_at=bindparam("b_next_attempt_at"),
+        refusals=schema.receipts.c.refusals + 1,
+        attempts=schema.receipts.c.attempts + bindparam("b_attempts"),
+        error_code=bindparam("b_code"),
+        error_title=bindparam("b_title"),
+        error_detail=bindparam("b_detail"),
+    )
+)
+_REFUSED = (
+    select(
+        schema.receipts.c.request_id,
+        schema.receipts.c.refusals,
+        schema.receipts.c.counted_since,
+        schema.receipts.c.state,
+        schema.messages.c.receipt_id,
+    )
+    .join_from(
+        schema.receipts,
+        schema.messages,
+        schema.messages.c.id == schema.receipts.c.message,
+    )
+    .where(
+        among(schema.receipts.c.request_id, "request_ids"),
+        schema.receipts.c.status == schema.PENDING,
+    )
+)
+
+_LOOK_AHEAD = 64
+"""Rows read beyond what is asked, for those that turn out to be in flight or kept apart."""
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """What came of one request (or of claims given back): ids of one account, each in at most one of the three."""
+
+    account: str
+    account_id: int
+    acknowledged: Sequence[Acknowledged]
+    refused: Sequence[Refused]
+    returned: Sequence[int]
+    """Not to blame, or never sent: they wait again, unless a newer one overtook them."""
+    sent: bool
+    """Whether the returned ones were on the wire."""
+    policy: RefusalPolicy
+    now: int
+
+
+def settle(tx: Transaction, settlement: Settlement) -> Settled:
+    """Write what came of a request and end its claims."""
+    claims, now, account_id = tx.claims, settlement.now, settlement.account_id
+    acknowledged = _acknowledge(tx, settlement)
+    dead, superseded = _refuse(tx, settlement)
+    overtaken = [each for each in settlement.returned if claims.overtaken(each)]
+    if overtaken and settlement.sent:
+        for each in overtaken:
+            claims.count_attempt(each)
+    tx.mark_superseded([(each, account_id, schema.PENDING) for each in overtaken], now)
+    superseded += len(overtaken)
+    gone = set(overtaken)
+    kept = [each for each in settlement.returned if each not in gone]
+
+    refused_ids = [each.request_id for each in settlement.refused]
+
+    def after() -> None:
+        settled = [*(each.request_id for each in settlement.acknowledged), *refused_ids]
+        claims.forget_attempts(settled)
+        claims.release(account_id, (*settled, *settlement.returned))
+        give_back(claims, account_id, kept, sent=settlement.sent)
+
+    tx.effects.append(after)
+    tx.events["acknowledged"] += acknowledged
+    tx.events["refused"] += len(settlement.refused)
+    tx.events["dead"] += dead
+    tx.events["superseded"] += superseded
+    return Settled(acknowledged, len(settlement.refused) - dead, dead, superseded)
+
+
+def give_back(claims: Claims, account_id: int, request_ids: Sequence[int], *, sent: bool) -> None:
+    """Let unsettled receipts be claimed again; writes nothing."""
+    for request_id in request_ids:
+        if sent:
+            claims.count_attempt(request_id)
+        claims.reconsider(account_id, request_id)
+
+
+def _acknowledge(tx: Transaction, settlement: Settlement) -> int:
+    if not settlement.acknowledged:
+        return 0
+    done = tx.connection.execute(
+        _ACKNOWLEDGE,
+        [
+            {
+                "b_request_id": each.request_id,
+                "b_now": settlement.now,
+                "b_response_id": each.response_id,
+                "b_attempts": 1 + tx.claims.unwritten_attempts(each.request_id),
+            }
+            for each in settlement.acknowledged
+        ],
+    )
+    require_rows(done.rowcount, len(settlement.acknowledged), "acknowledging")
+    tx.move_receipts(settlement.account_id, schema.PENDING, schema.ACKNOWLEDGED, done.rowcount)
+    return done.rowcount
+
+
+def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
+    """Count refusals; returns how many receipts died of them and how many were superseded meanwhile."""
+    if not settlement.refused:
+        return 0, 0
+    account_id, now, policy = settlement.account_id, settlement.now, settlement.policy
+    errors = {each.request_id: each.error for each in settlement.refused}
+    rows = tx.connection.execute(_REFUSED, {"request_ids": json_array(errors)}).all()
+    require_rows(len(rows), len(errors), "finding refused receipts")
+    changes: list[Row] = []
+    dead = superseded = 0
+    for row in rows:
+        error = errors[row.request_id]
+        refusals = row.refusals + 1
+        if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
+            status, next_attempt_at = schema.SUPERSEDED, None
+            superseded += 1
+        else:
+            fate = after_refusal(
+                refusals=refusals,
+                max_refusals=policy.max_refusals,
+                counted_since_ms=row.counted_since,
+                lifetime_ms=policy.lifetime_ms,
+                now_ms=now,
+                backoff_ms=policy.backoff_ms(refusals),
+            )
+            status, next_attempt_at = (
+                schema.STATUS_CODES[fate.status],
+                fate.next_attempt_at_ms,
+            )
+            dead += status == schema.DEAD
+        changes.append(
+            {
+                "b_request_id": row.request_id,
+                "b_status": status,
+                "b_settled_at": None if status == schema.PENDING else now,
+                "b_next_attempt_at": next_attempt_at,
+                "b_attempts": 1 + tx.claims.unwritten_attempts(row.request_id),
+                "b_code": error.code,
+                "b_title": error.title,
+                "b_detail": error.detail,
+            }
+        )
+        tx.move_receipts(account_id, schema.PENDING, status)
+        tx.note(
+            row.request_id,
+            now,
+            "refused",
+            f"{error.code}: {error.title}: {error.detail}",
+        )
+    done = tx.connection.execute(_REFUSE, changes)
+    require_rows(done.rowcount, len(changes), "refusing")
+    return dead, superseded
+
+
+class Claimer:
+    """Reads what can be sent; runs on the writer's thread between transactions, so that it sees every commit."""
+
+    def __init__(self, claims: Claims) -> None:
+        """Claim in ``claims``."""
+        self._claims = claims
+
+    def fresh(  # noqa: PLR0913 - called in one place, by name
+        self,
+        connection: Connection,
+        *,
+        account: str,
+        account_id: int,
+        limit: int,
+        excluding: Container[int],
+        cut: Callable[[Sequence[Receipt]], Cut],
+    ) -> tuple[Claim, list[int]]:
+        """Claim the oldest fresh receipts, as many as ``cut`` takes of them.
+
+        Returns the claim and the ids of stale receipts that a crash left behind: a newer one exists, so they are to be superseded.
+        """
+        claims = self._claims
+        start = first = claims.next_fresh(account_id)
+        candidates: list[Any] = []
+        stale: list[int] = []
+        while len(candidates) < limit:
+            ask = limit - len(candidates) + _LOOK_AHEAD
+            rows = connection.execute(FRESH, {"account_id": account_id, "start": start, "limit": ask}).all()
+            for row in rows:
+                start = row.request_id + 1
+                if row.request_id in claims or row.request_id in excluding or claims.busy(row.message):
+                    continue
+                if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
+                    stale.append(row.request_id)
+                    continue
+                candidates.append(row)
+                if len(candidates) == limit:
+                    break
+            if len(rows) < ask:
+                break
+        if not candidates:
+            claims.advance(account_id, max(start, first))
+            return Claim((), None), stale
+        receipts = [_claimed(account, row, claims) for row in candidates]
+        decision = cut([each.receipt for each in receipts])
+        taken = receipts[: decision.take]
+        for row in candidates[: decision.take]:
+            claims.take(row.request_id, row.message)
+        if decision.take < len(candidates):
+            start = candidates[decision.take].request_id
+        claims.advance(account_id, start)
+        return Claim(tuple(taken), decision.ready_at_ms), stale
+
+    def due(  # noqa: PLR0913 - called in one place, by name
+        self,
+        connection: Connection,
+        *,
+        account: str,
+        account_id: int,
+        now: int,
+        horizon_ms: int,
+        excluding: Container[int],
+    ) -> tuple[DueClaim, list[int]]:
+        """Claim one receipt whose own backoff is over; one further than ``horizon_ms`` ahead counts as due too.
+
+        (After a leap of the clock backward a deadline could lie days ahead.)
+        """
+        claims = self._claims
+        stale: list[int] = []
+        for statement, bounds in ((DUE, {"until": now}), (FAR, {"horizon": now + horizon_ms})):
+            offset = 0
+            while True:
+                rows = connection.execute(
+                    statement, {"account_id": account_id, "limit": _LOOK_AHEAD, "offset": offset, **bounds}
+                ).all()
+                for row in rows:
+                    if row.request_id in claims or row.request_id in excluding or claims.busy(row.message):
+                        continue
+                    if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
+                        stale.append(row.request_id)
+                        continue
+                    claims.take(row.request_id, row.message)
+                    return DueClaim(_claimed(account, row, claims), None), stale
+                if len(rows) < _LOOK_AHEAD:
+                    break
+                # All of these are in flight or kept apart; there are never many of them.
+                offset += _LOOK_AHEAD
+        next_due = connection.execute(NEXT_DUE, {"account_id": account_id, "until": now}).scalar()
+        return DueClaim(None, next_due), stale
+
+    def these(
+        self,
+        connection: Connection,
+        *,
+        account: str,
+        account_id: int,
+        request_ids: Sequence[int],
+    ) -> tuple[Claim, list[int]]:
+        """Claim those of the named receipts that still can be."""
+        claims = self._claims
+        taken: list[Claimed] = []
+        stale: list[int] = []
+        rows = connection.execute(
+            _THESE, {"account_id": account_id, "request_ids": json_array(request_ids)}
+        ).all()
+        for row in rows:
+            if row.request_id in claims or claims.busy(row.message):
+                continue
+            if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
+                stale.append(row.request_id)
+                continue
+            claims.take(row.request_id, row.message)
+            taken.append(_claimed(account, row, claims))
+        return Claim(tuple(taken), None), stale
+
+
+def _claimed(account: str, row: Any, claims: Claims) -> Claimed:  # noqa: ANN401 - a row of SQLAlchemy's
+    return Claimed(
+        Receipt(
+            row.request_id,
+            account,
+            row.message_id,
+            schema.STATES[row.state],
+            ReceiptStatus.PENDING,
+            row.attempts + claims.unwritten_attempts(row.request_id),
+            row.refusals,
+            row.created_at,
+            row.next_attempt_at,
+        ),
+        row.counted_since,
+    )
+
+
+def supersede_stale(tx: Transaction, account_id: int, request_ids: Sequence[int], now: int) -> None:
+    """Supersede what a crash left behind, if it is still pending."""
+    rows = tx.connection.execute(_REFUSED, {"request_ids": json_array(request_ids)}).all()
+    stale = [
+        row.request_id for row in rows if row.request_id not in tx.claims and row.receipt_id != row.request_id
+    ]
+    tx.mark_superseded([(each, account_id, schema.PENDING) for each in stale], now)
+    tx.events["superseded"] += len(stale)

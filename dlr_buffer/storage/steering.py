@@ -1,0 +1,248 @@
+"""What admins do to rows: retry, hold, release and delete receipts; expire and delete messages; pause accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
+from typing import Any, assert_never
+
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from dlr_buffer.receipts import ReceiptAction, takes
+from dlr_buffer.storage import schema
+from dlr_buffer.storage.registering import known_by_account
+from dlr_buffer.storage.sweeping import expire_rows
+from dlr_buffer.storage.transaction import (
+    MessageRow,
+    Row,
+    Transaction,
+    among,
+    json_array,
+    require_rows,
+)
+
+_RECEIPTS = (
+    select(
+        schema.receipts.c.request_id,
+        schema.receipts.c.message,
+        schema.receipts.c.account_id,
+        schema.receipts.c.state,
+        schema.receipts.c.status,
+        schema.receipts.c.previous_id,
+        schema.messages.c.receipt_id,
+        schema.messages.c.state.label("message_state"),
+    )
+    .join_from(
+        schema.receipts,
+        schema.messages,
+        schema.messages.c.id == schema.receipts.c.message,
+    )
+    .where(among(schema.receipts.c.request_id, "request_ids"))
+    .order_by(schema.receipts.c.request_id)
+)
+_CHANGE = (
+    update(schema.receipts)
+    .where(
+        schema.receipts.c.request_id == bindparam("b_request_id"),
+        schema.receipts.c.status == bindparam("b_from"),
+    )
+    .values(
+        status=bindparam("b_status"),
+        settled_at=bindparam("b_settled_at"),
+        next_attempt_at=None,
+    )
+)
+_RESTART = _CHANGE.values(counted_since=bindparam("b_now"))
+_RETRY = _RESTART.values(refusals=0)
+_DELETE_RECEIPT = delete(schema.receipts).where(schema.receipts.c.request_id == bindparam("b_request_id"))
+_DELETE_HISTORY = delete(schema.history).where(among(schema.history.c.request_id, "request_ids"))
+_DELETE_MESSAGE = delete(schema.messages).where(schema.messages.c.id == bindparam("b_id"))
+_DELETE_BEREFT = delete(schema.bereft).where(schema.bereft.c.message == bindparam("b_id"))
+_POINT_MESSAGE = (
+    update(schema.messages)
+    .where(schema.messages.c.id == bindparam("b_id"))
+    .values(receipt_id=bindparam("b_receipt_id"))
+)
+_POINT_RECEIPT = (
+    update(schema.receipts)
+    .where(schema.receipts.c.request_id == bindparam("b_request_id"))
+    .values(previous_id=bindparam("b_previous_id"))
+)
+_LINK = select(
+    schema.receipts.c.request_id,
+    schema.receipts.c.previous_id,
+    schema.receipts.c.status,
+    schema.receipts.c.account_id,
+).where(schema.receipts.c.request_id == bindparam("request_id"))
+_BEREAVE = insert(schema.bereft)
+SET_PAUSED = (
+    update(schema.accounts)
+    .where(schema.accounts.c.id == bindparam("b_id"))
+    .values(paused=bindparam("b_paused"))
+)
+
+Counted = tuple[int, int, int]
+"""Rows changed, skipped, left as in flight."""
+
+
+def chain(tx: Transaction, newest: int) -> list[Any]:
+    """The receipts of a message from the newest back, as (request_id, previous_id, status, account_id) rows."""
+    rows: list[Any] = []
+    at: int | None = newest
+    while at is not None and at > 0:
+        row = tx.connection.execute(_LINK, {"request_id": at}).first()
+        if row is None:
+            break
+        rows.append(row)
+        at = row.previous_id
+    return rows
+
+
+def steer_receipts(
+    tx: Transaction,
+    action: ReceiptAction,
+    request_ids: Sequence[int],
+    *,
+    now: int,
+    dry_run: bool,
+) -> Counted:
+    """Apply an action to receipts; rows that it does not take are skipped, rows in flight are left alone."""
+    rows = tx.connection.execute(_RECEIPTS, {"request_ids": json_array(request_ids)}).all()
+    in_flight = [row for row in rows if row.request_id in tx.claims]
+    taken = [
+        row for row in rows if row.request_id not in tx.claims and takes(action, schema.STATUSES[row.status])
+    ]
+    counted = (
+        len(taken),
+        len(request_ids) - len(taken) - len(in_flight),
+        len(in_flight),
+    )
+    if dry_run or not taken:
+        return counted
+    match action:
+        case ReceiptAction.RETRY:
+            _retry(tx, taken, now)
+        case ReceiptAction.HOLD:
+            _move(tx, taken, _CHANGE, lambda _row: schema.HELD, now, "held")
+        case ReceiptAction.RELEASE:
+            _move(tx, taken, _RESTART, lambda _row: schema.PENDING, now, "released")
+        case ReceiptAction.DELETE:
+            _delete_receipts(tx, taken, now)
+        case _:
+            assert_never(action)
+    tx.events[f"admin_{action.value}"] += len(taken)
+    return counted
+
+
+def _retry(tx: Transaction, rows: Sequence[Any], now: int) -> None:
+    def target(row: Any) -> int:  # noqa: ANN401 - a row of SQLAlchemy's
+        overtaken = row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL
+        return schema.SUPERSEDED if overtaken else schema.PENDING
+
+    _move(tx, rows, _RETRY, target, now, "retried")
+
+
+def _move(  # noqa: PLR0913 - one private step of three actions
+    tx: Transaction,
+    rows: Sequence[Any],
+    statement: Any,  # noqa: ANN401 - an UPDATE of SQLAlchemy's
+    target: Callable[[Any], int],
+    now: int,
+    event: str,
+) -> None:
+    changes: list[Row] = []
+    for row in rows:
+        status = target(row)
+        settled = status not in (schema.PENDING, schema.HELD)
+        changes.append(
+            {
+                "b_request_id": row.request_id,
+                "b_from": row.status,
+                "b_status": status,
+                "b_settled_at": now if settled else None,
+                "b_now": now,
+            }
+        )
+        tx.move_receipts(row.account_id, row.status, status)
+        if status == schema.PENDING:
+            tx.fresh[row.account_id] += 1
+            _reconsider_later(tx, row.account_id, row.request_id)
+        was = schema.STATUSES[row.status].value
+        tx.note(row.request_id, now, event, f"by an admin; it was {was}")
+    done = tx.connection.execute(statement, changes)
+    require_rows(done.rowcount, len(changes), event)
+
+
+def _reconsider_later(tx: Transaction, account_id: int, request_id: int) -> None:
+    tx.effects.append(lambda: tx.claims.reconsider(account_id, request_id))
+
+
+def _delete_receipts(tx: Transaction, rows: Iterable[Any], now: int) -> None:
+    by_message: dict[int, list[Any]] = {}
+    for row in rows:
+        by_message.setdefault(row.message, []).append(row)
+    for message, doomed in by_message.items():
+        gone = {row.request_id for row in doomed}
+        first = doomed[0]
+        links = chain(tx, first.receipt_id)
+        kept = [link for link in links if link.request_id not in gone]
+        _remove_receipts(tx, [(row.request_id, row.account_id, row.status) for row in doomed])
+        newest = kept[0].request_id if kept else tx.no_receipt()
+        if newest != first.receipt_id:
+            tx.connection.execute(_POINT_MESSAGE, {"b_id": message, "b_receipt_id": newest})
+        for link, older in zip_longest(kept, kept[1:]):
+            previous = older.request_id if older is not None else None
+            if link.previous_id != previous and link.previous_id in gone:
+                tx.connection.execute(
+                    _POINT_RECEIPT,
+                    {"b_request_id": link.request_id, "b_previous_id": previous},
+                )
+        if not kept and first.message_state >= schema.FIRST_FINAL:
+            tx.connection.execute(_BEREAVE, {"message": message, "since": now})
+
+
+def _remove_receipts(tx: Transaction, rows: Sequence[tuple[int, int, int]]) -> None:
+    if not rows:
+        return
+    request_ids = [row[0] for row in rows]
+    tx.connection.execute(_DELETE_RECEIPT, [{"b_request_id": each} for each in request_ids])
+    tx.connection.execute(_DELETE_HISTORY, {"request_ids": json_array(request_ids)})
+    for _, account_id, status in rows:
+        tx.move_receipts(account_id, status, None)
+    tx.effects.append(lambda: tx.claims.forget_attempts(request_ids))
+
+
+def steer_messages(
+    tx: Transaction,
+    names: Sequence[tuple[int, str]],
+    *,
+    delete_them: bool,
+    now: int,
+    dry_run: bool,
+) -> Counted:
+    """Expire (those without final state) or delete messages; one with a receipt in flight can't be deleted."""
+    rows = list(known_by_account(tx, names).values())
+    if not delete_them:
+        taken = [row for row in rows if row.state < schema.FIRST_FINAL]
+        if not dry_run:
+            expire_rows(tx, taken, now)
+        return len(taken), len(names) - len(taken), 0
+    in_flight = [row for row in rows if tx.claims.busy(row.id)]
+    taken = [row for row in rows if not tx.claims.busy(row.id)]
+    if not dry_run:
+        for row in taken:
+            delete_message(
+                tx,
+                row,
+                [(link.request_id, link.account_id, link.status) for link in chain(tx, row.receipt_id)],
+            )
+        tx.events["admin_delete_messages"] += len(taken)
+    return len(taken), len(names) - len(rows), len(in_flight)
+
+
+def delete_message(tx: Transaction, row: MessageRow, receipts: Sequence[tuple[int, int, int]]) -> None:
+    """Remove a message with these receipts (all that it has)."""
+    _remove_receipts(tx, receipts)
+    tx.connection.execute(_DELETE_MESSAGE, {"b_id": row.id})
+    tx.connection.execute(_DELETE_BEREFT, {"b_id": row.id})
+    tx.move_message(row.account_id, row.state, None)

@@ -1,0 +1,889 @@
+"""The durable queue on SQLite: composes writer, claims and readers behind the protocols of the layers above.
+
+`SqliteStore` fulfils the receipt queue's Store, the flusher's Outbox, and what expiry and retention need. It only turns calls
+into commands; what they do is in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy.sql.elements import ColumnElement
+
+from dlr_buffer.errors import DlrBufferError, NotFound, StorageFull, StoreUnavailable
+from dlr_buffer.messages import Message, Registration, Report, check_validity_period
+from dlr_buffer.receipts import (
+    Acknowledged,
+    Claim,
+    Cut,
+    DueClaim,
+    MessageView,
+    QueueCounts,
+    QueueOldest,
+    Receipt,
+    ReceiptAction,
+    ReceiptStatus,
+    ReceiptView,
+    RefusalPolicy,
+    Refused,
+    Registered,
+    Reported,
+    Settled,
+)
+from dlr_buffer.selection import (
+    ActionCount,
+    MessageAction,
+    MessageFilter,
+    MessageName,
+    Page,
+    ReceiptFilter,
+)
+from dlr_buffer.storage import schema, settling, steering, sweeping
+from dlr_buffer.storage.connection import (
+    READER_CACHE_KIB,
+    WRITER_CACHE_KIB,
+    make_engine,
+    require_durable,
+    translated,
+    wal_reset_bug,
+)
+from dlr_buffer.storage.lock import QueueLock
+from dlr_buffer.storage.migrate import ensure_schema
+from dlr_buffer.storage.reading import Reader
+from dlr_buffer.storage.registering import RegisterItem, register
+from dlr_buffer.storage.reporting import ReportItem, report
+from dlr_buffer.storage.settling import Claimer, Settlement
+from dlr_buffer.storage.sweeping import Purged, Swept
+from dlr_buffer.storage.transaction import QueueNumbers, Transaction
+from dlr_buffer.storage.writer import Committed, Lane, Writer
+
+READERS: Final = 2
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class ClockMark:
+    """The clock as the last sweep saw it (DESIGN §8), and whether expiry is stopped; wall times in milliseconds."""
+
+    boot_id: str | None = None
+    offset_ms: int | None = None
+    now_ms: int | None = None
+    stopped_since_ms: int | None = None
+    stop_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """What `status` says of the database; sizes in bytes."""
+
+    path: Path
+    size_bytes: int
+    wal_bytes: int
+    free_bytes: int
+    sqlite_version: str
+    commits: int
+    checkpoints: int
+    waiting_rows: int
+    waiting_commands: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreListeners:
+    """Who is told, on the event loop, of what the writer did."""
+
+    fresh: Callable[[Mapping[str, int]], None]
+    """Receipts became claimable: how many, by account."""
+    events: Callable[[Mapping[str, int]], None]
+    """What to count in metrics, after each commit."""
+    failed: Callable[[StoreUnavailable], None]
+    """The database failed for good; the daemon has to end."""
+
+
+class SqliteStore:
+    """A queue in one SQLite file, held by this process alone.
+
+    Methods that change something return after commit and sync. They raise StoreUnavailable, StorageFull or Overloaded, and then
+    nothing of the call is stored.
+    """
+
+    def __init__(  # noqa: PLR0913 - facts of one opened database, all by name, made in `open`
+        self,
+        *,
+        path: Path,
+        lock: QueueLock,
+        min_free_bytes: int,
+        listeners: StoreListeners,
+        loop: asyncio.AbstractEventLoop,
+        names: dict[int, str],
+        paused: set[str],
+        now_ms: Callable[[], int],
+    ) -> None:
+        """Use `open` instead."""
+        self.path = path
+        self._now_ms = now_ms
+        self._lock = lock
+        self._min_free_bytes = min_free_bytes
+        self._listeners = listeners
+        self._names = names
+        self._ids = {name: account_id for account_id, name in names.items()}
+        self._paused = paused
+        self._writer = Writer(
+            make_engine(path, cache_kib=WRITER_CACHE_KIB, read_only=False),
+            path,
+            loop,
+            on_commit=self._committed,
+            on_failure=listeners.failed,
+        )
+        self._claimer = Claimer(self._writer.claims)
+        self._reader = Reader(self._writer.claims, self._names)
+        self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._reader_engine = make_engine(path, cache_kib=READER_CACHE_KIB, read_only=True)
+        self._reader_local = threading.local()
+        self._reader_connections: list[Connection] = []
+        self._oldest_waiting = _OldestWaiting()
+
+    # Opening and closing
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        accounts: Sequence[str],
+        min_free_bytes: int,
+        first_request_id: int,
+        listeners: StoreListeners,
+        now_ms: Callable[[], int],
+    ) -> SqliteStore:
+        """Lock, migrate and open the queue at ``path``; raises StoreUnavailable with what to do."""
+        loop = asyncio.get_running_loop()
+        return await asyncio.to_thread(
+            cls._open,
+            path,
+            accounts,
+            min_free_bytes,
+            first_request_id,
+            listeners,
+            now_ms,
+            loop,
+        )
+
+    @classmethod
+    def _open(  # noqa: PLR0913 - the body of `open`
+        cls,
+        path: Path,
+        accounts: Sequence[str],
+        min_free_bytes: int,
+        first_request_id: int,
+        listeners: StoreListeners,
+        now_ms: Callable[[], int],
+        loop: asyncio.AbstractEventLoop,
+    ) -> SqliteStore:
+        if path.is_dir():
+            raise StoreUnavailable(f"{path} is a directory; [database] url must name a file", fatal=True)
+        if not path.parent.is_dir():
+            raise StoreUnavailable(
+                f"the folder {path.parent} does not exist; create it and let the daemon's user write there",
+                fatal=True,
+            )
+        lock = QueueLock(path)
+        try:
+            ensure_schema(path)
+            if wal_reset_bug():
+                _log.warning(
+                    "SQLite %s has the WAL-reset bug (mended in 3.51.3); it can't strike here, where one connection writes"
+                    " and alone checkpoints: let no other program write to %s",
+                    sqlite3.sqlite_version,
+                    path,
+                )
+            engine = make_engine(path, cache_kib=WRITER_CACHE_KIB, read_only=False)
+            with translated(path):
+                connection = engine.connect()
+                require_durable(connection)
+                names, paused = _prepare(connection, accounts, first_request_id)
+                store = cls(
+                    path=path,
+                    lock=lock,
+                    min_free_bytes=min_free_bytes,
+                    listeners=listeners,
+                    loop=loop,
+                    names=names,
+                    paused=paused,
+                    now_ms=now_ms,
+                )
+                store._load(connection)
+        except BaseException:
+            lock.release()
+            raise
+        store._writer.start(connection)
+        return store
+
+    def _load(self, connection: Connection) -> None:
+        writer = self._writer
+        for account_id in self._names:
+            writer.add_account(account_id)
+        for counts, table, code in (
+            (
+                writer.message_counts,
+                schema.message_counts,
+                schema.message_counts.c.state,
+            ),
+            (
+                writer.receipt_counts,
+                schema.receipt_counts,
+                schema.receipt_counts.c.status,
+            ),
+        ):
+            for account_id, key, rows in connection.execute(select(table.c.account_id, code, table.c.rows)):
+                counts[account_id, key] = rows
+        row = connection.execute(select(schema.queue_state)).one()
+        writer.numbers = QueueNumbers(row.next_request_id, row.next_message, row.swept_to, row.swept_message)
+
+    async def close(self) -> None:
+        """Finish every submitted command, checkpoint, close, and let another process have the queue."""
+        await self._writer.stop()
+        self._reading.shutdown(wait=True)
+        for connection in self._reader_connections:
+            connection.close()
+        self._lock.release()
+
+    @property
+    def failure(self) -> StoreUnavailable | None:
+        """Why the database can't be used any more, if so."""
+        return self._writer.failure
+
+    # The receipt queue's Store
+
+    async def register(
+        self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
+    ) -> list[Registered | DlrBufferError]:
+        """Register in order, each item as if alone; refused with StorageFull below ``min_free``."""
+        self._require_space()
+        commands = [
+            RegisterItem(
+                account := item.account or "",
+                self._ids[account],
+                item.message_id,
+                check_validity_period(item.validity_period),
+                default_validity_ms,
+                now_ms,
+            )
+            for item in items
+        ]
+        result: list[Registered | DlrBufferError] = await self._writer.submit(
+            _lane(len(commands)), weight=len(commands), many=register, items=commands
+        )
+        return result
+
+    async def report(
+        self,
+        items: Sequence[Report],
+        *,
+        default_validity_ms: int,
+        register_in: frozenset[str],
+        now_ms: int,
+    ) -> list[Reported | DlrBufferError]:
+        """Report states in order, each item as if alone."""
+        commands = [
+            ReportItem(
+                account := item.account or "",
+                self._ids[account],
+                item.message_id,
+                item.message_state,
+                account in register_in,
+                default_validity_ms,
+                now_ms,
+            )
+            for item in items
+        ]
+        result: list[Reported | DlrBufferError] = await self._writer.submit(
+            _lane(len(commands)), weight=len(commands), many=report, items=commands
+        )
+        return result
+
+    async def message(self, name: MessageName) -> MessageView | None:
+        """One message with its receipts."""
+        account_id = self._ids.get(name.account)
+        if account_id is None:
+            return None
+        return await self._read(
+            lambda connection: self._reader.message(connection, account_id, name.message_id)
+        )
+
+    async def receipt(self, request_id: int) -> ReceiptView | None:
+        """One receipt with its history."""
+        if not 0 < request_id < 2**63:
+            return None
+        return await self._read(lambda connection: self._reader.receipt(connection, request_id))
+
+    async def list_messages(self, narrow: MessageFilter, *, after: int, limit: int) -> Page[Message]:
+        """One page of messages, ascending in their internal number."""
+        found, more = await self._read(
+            lambda connection: self._find_messages(connection, narrow, after, limit)
+        )
+        return Page(tuple(message for _, message in found), more)
+
+    async def list_receipts(self, narrow: ReceiptFilter, *, after: int, limit: int) -> Page[Receipt]:
+        """One page of receipts, ascending in request_id."""
+        found, more = await self._read(
+            lambda connection: self._find_receipts(connection, narrow, after, limit)
+        )
+        return Page(tuple(found), more)
+
+    async def select_messages(
+        self, narrow: MessageFilter, *, after: int, limit: int
+    ) -> tuple[list[MessageName], int | None]:
+        """Names of the next messages of a filter."""
+        found, more = await self._read(
+            lambda connection: self._find_messages(connection, narrow, after, limit)
+        )
+        return [MessageName(message.account, message.message_id) for _, message in found], more
+
+    async def select_receipts(
+        self, narrow: ReceiptFilter, *, after: int, limit: int
+    ) -> tuple[list[int], int | None]:
+        """Ids of the next receipts of a filter."""
+        found, more = await self._read(
+            lambda connection: self._find_receipts(connection, narrow, after, limit)
+        )
+        return [receipt.request_id for receipt in found], more
+
+    async def steer_receipts(
+        self,
+        action: ReceiptAction,
+        request_ids: Sequence[int],
+        *,
+        now_ms: int,
+        dry_run: bool,
+    ) -> ActionCount:
+        """Apply an admin's action to these receipts in one transaction."""
+        counted = await self._writer.submit(
+            Lane.ADMIN,
+            weight=len(request_ids),
+            run=lambda tx: steering.steer_receipts(tx, action, request_ids, now=now_ms, dry_run=dry_run),
+        )
+        return ActionCount(*counted)
+
+    async def steer_messages(
+        self,
+        action: MessageAction,
+        names: Sequence[MessageName],
+        *,
+        now_ms: int,
+        dry_run: bool,
+    ) -> ActionCount:
+        """Expire or delete these messages in one transaction."""
+        known = [(self._ids[name.account], name.message_id) for name in names if name.account in self._ids]
+        counted = await self._writer.submit(
+            Lane.ADMIN,
+            weight=len(names),
+            run=lambda tx: steering.steer_messages(
+                tx,
+                known,
+                delete_them=action is MessageAction.DELETE,
+                now=now_ms,
+                dry_run=dry_run,
+            ),
+        )
+        return ActionCount(*counted) + ActionCount(0, len(names) - len(known), 0)
+
+    async def set_paused(self, account: str, *, paused: bool) -> None:
+        """Remember durably whether an admin paused this account; raises NotFound."""
+        account_id = self._account_id(account)
+        await self._writer.submit(
+            Lane.ADMIN,
+            run=lambda tx: (
+                tx.connection.execute(
+                    steering.SET_PAUSED, {"b_id": account_id, "b_paused": int(paused)}
+                ).rowcount
+            ),
+        )
+        (self._paused.add if paused else self._paused.discard)(account)
+
+    def paused(self, account: str) -> bool:
+        """Whether an admin paused this account."""
+        return account in self._paused
+
+    def accounts(self) -> tuple[str, ...]:
+        """Every account that the database knows."""
+        return tuple(self._ids)
+
+    async def add_accounts(self, names: Sequence[str]) -> None:
+        """Make accounts known that were configured by a reload."""
+        new = [name for name in names if name not in self._ids]
+        if not new:
+            return
+
+        def add(tx: Transaction) -> dict[int, str]:
+            added = _add_accounts(tx.connection, new)
+            for account_id in added:
+                tx.effects.append(partial(self._writer.add_account, account_id))
+            return added
+
+        for account_id, name in (await self._writer.submit(Lane.ADMIN, run=add)).items():
+            self._names[account_id] = name
+            self._ids[name] = account_id
+
+    def counts(self) -> QueueCounts:
+        """Counts as of the last commit, from memory."""
+        messages: dict[str, dict[str, int]] = {name: {} for name in self._ids}
+        receipts: dict[str, dict[str, int]] = {name: {} for name in self._ids}
+        for name, account_id in self._ids.items():
+            for code, state in schema.STATE_NAMES.items():
+                messages[name][state] = self._writer.message_counts.get((account_id, code), 0)
+            for code, status in schema.STATUSES.items():
+                receipts[name][status.value] = self._writer.receipt_counts.get((account_id, code), 0)
+        return QueueCounts(messages, receipts)
+
+    async def oldest(self) -> QueueOldest:
+        """When the oldest unsettled rows of each account came."""
+        ids = dict(self._ids)
+
+        def read(connection: Connection) -> dict[str, int]:
+            found = {
+                name: self._reader.oldest_pending(connection, account_id) for name, account_id in ids.items()
+            }
+            return {name: at for name, at in found.items() if at is not None}
+
+        pending = await self._read(read)
+        waiting = {self._names[account_id]: at for account_id, at in self._oldest_waiting.found.items()}
+        return QueueOldest(pending, waiting)
+
+    async def look_for_oldest(self) -> None:
+        """Go a step further in the search for each account's oldest waiting message (`oldest` shows it)."""
+        waiting = {
+            account_id
+            for (account_id, code), rows in list(self._writer.message_counts.items())
+            if code < schema.FIRST_FINAL and rows
+        }
+        start = self._oldest_waiting.start(waiting)
+        if waiting:
+            rows = await self._read(lambda connection: self._reader.waiting_window(connection, start))
+            self._oldest_waiting.learn(start, rows, waiting)
+
+    # The flusher's Outbox
+
+    async def claim(
+        self,
+        account: str,
+        *,
+        limit: int,
+        excluding: Container[int],
+        cut: Callable[[Sequence[Receipt]], Cut],
+    ) -> Claim:
+        """Put the oldest fresh receipts of an account in flight, as many as ``cut`` takes."""
+        account_id = self._account_id(account)
+        claim, stale = await self._writer.submit(
+            Lane.CLAIM,
+            read=lambda connection: self._claimer.fresh(
+                connection,
+                account=account,
+                account_id=account_id,
+                limit=limit,
+                excluding=excluding,
+                cut=cut,
+            ),
+        )
+        await self._drop_stale(account_id, stale)
+        result: Claim = claim
+        return result
+
+    async def claim_due(
+        self, account: str, *, now_ms: int, horizon_ms: int, excluding: Container[int] = ()
+    ) -> DueClaim:
+        """Put one receipt in flight that waited out a refusal."""
+        account_id = self._account_id(account)
+        claim, stale = await self._writer.submit(
+            Lane.CLAIM,
+            read=lambda connection: self._claimer.due(
+                connection,
+                account=account,
+                account_id=account_id,
+                now=now_ms,
+                horizon_ms=horizon_ms,
+                excluding=excluding,
+            ),
+        )
+        await self._drop_stale(account_id, stale)
+        result: DueClaim = claim
+        return result
+
+    async def claim_these(self, account: str, request_ids: Sequence[int]) -> Claim:
+        """Put those of the named receipts in flight that can be."""
+        account_id = self._account_id(account)
+        claim, stale = await self._writer.submit(
+            Lane.CLAIM,
+            read=lambda connection: self._claimer.these(
+                connection,
+                account=account,
+                account_id=account_id,
+                request_ids=request_ids,
+            ),
+        )
+        await self._drop_stale(account_id, stale)
+        result: Claim = claim
+        return result
+
+    async def _drop_stale(self, account_id: int, stale: Sequence[int]) -> None:
+        if stale:
+            await self._writer.submit(
+                Lane.SETTLE,
+                weight=len(stale),
+                run=lambda tx: settling.supersede_stale(tx, account_id, stale, self._now_ms()),
+            )
+
+    async def settle(  # noqa: PLR0913 - what came of one request, all by name
+        self,
+        account: str,
+        *,
+        acknowledged: Sequence[Acknowledged] = (),
+        refused: Sequence[Refused] = (),
+        returned: Sequence[int] = (),
+        sent: bool = True,
+        policy: RefusalPolicy,
+        now_ms: int,
+    ) -> Settled:
+        """Write what came of a request and end its claims; ``returned`` alone, unless overtaken, writes nothing."""
+        account_id = self._account_id(account)
+        claims = self._writer.claims
+        if not acknowledged and not refused and not any(claims.overtaken(each) for each in returned):
+
+            def release(_connection: Connection) -> Settled:
+                claims.release(account_id, returned)
+                settling.give_back(claims, account_id, returned, sent=sent)
+                return Settled(0, 0, 0, 0)
+
+            released: Settled = await self._writer.submit(Lane.CLAIM, read=release)
+            return released
+        settlement = Settlement(account, account_id, acknowledged, refused, returned, sent, policy, now_ms)
+        settled: Settled = await self._writer.submit(
+            Lane.SETTLE,
+            weight=len(acknowledged) + len(refused) + len(returned),
+            run=lambda tx: settling.settle(tx, settlement),
+        )
+        return settled
+
+    # Expiry and retention
+
+    async def expire_chunk(self, now_ms: int) -> Swept:
+        """Expire the next few overdue messages; looks first, so that an idle queue is not written to."""
+        numbers = self._writer.numbers
+        if not await self._read(
+            lambda connection: sweeping.anything_due(
+                connection, numbers.swept_to, numbers.swept_message, now_ms
+            )
+        ):
+            return Swept(0, 0, more=False)
+        swept: Swept = await self._writer.submit(
+            Lane.SWEEP, weight=0, run=lambda tx: sweeping.expire(tx, now_ms)
+        )
+        return swept
+
+    async def purge_candidates(
+        self, *, after: int, settled_before_ms: int, dead_before_ms: int
+    ) -> tuple[list[int], int | None]:
+        """Receipts whose retention is over, found on a reader; and where to go on (None: the walk is done)."""
+        return await self._read(
+            lambda connection: sweeping.purge_candidates(
+                connection,
+                after=after,
+                settled_before=settled_before_ms,
+                dead_before=dead_before_ms,
+            )
+        )
+
+    async def purge(
+        self, request_ids: Sequence[int], *, settled_before_ms: int, dead_before_ms: int
+    ) -> Purged:
+        """Remove these receipts if their retention is over, and messages with their last one."""
+        purged: Purged = await self._writer.submit(
+            Lane.SWEEP,
+            weight=0,
+            run=lambda tx: sweeping.purge(
+                tx,
+                request_ids,
+                settled_before=settled_before_ms,
+                dead_before=dead_before_ms,
+            ),
+        )
+        return purged
+
+    async def purge_bereft(self, *, before_ms: int) -> Purged:
+        """Remove final messages whose last receipt an admin deleted before this time."""
+        if not await self._read(
+            lambda connection: connection.execute(select(func.count()).select_from(schema.bereft)).scalar()
+        ):
+            return Purged(0, 0, 0)
+        purged: Purged = await self._writer.submit(
+            Lane.SWEEP,
+            weight=0,
+            run=lambda tx: sweeping.purge_bereft(tx, before=before_ms),
+        )
+        return purged
+
+    async def clock_mark(self) -> ClockMark:
+        """The clock as the last sweep stored it."""
+        return await self._read(_read_clock_mark)
+
+    async def keep_clock_mark(
+        self,
+        *,
+        boot_id: str | None,
+        offset_ms: int | None,
+        now_ms: int | None,
+        stopped_since_ms: int | None,
+        stop_reason: str | None,
+    ) -> None:
+        """Store how the clock looks now, and whether expiry is stopped."""
+        mark = ClockMark(boot_id, offset_ms, now_ms, stopped_since_ms, stop_reason)
+        await self._writer.submit(Lane.SWEEP, weight=0, run=lambda tx: _write_clock_mark(tx, mark))
+
+    # Facts
+
+    def facts(self) -> DatabaseFacts:
+        """Sizes and figures of the database."""
+        wal = self.path.with_name(self.path.name + "-wal")
+        return DatabaseFacts(
+            path=self.path,
+            size_bytes=self.path.stat().st_size,
+            wal_bytes=wal.stat().st_size if wal.exists() else 0,
+            free_bytes=self._free_bytes(),
+            sqlite_version=sqlite3.sqlite_version,
+            commits=self._writer.commits,
+            checkpoints=self._writer.checkpoints,
+            waiting_rows=self._writer.waiting_rows,
+            waiting_commands=self._writer.waiting_commands,
+        )
+
+    @property
+    def deliveries(self) -> int:
+        """Commands finished so far; while some wait (`facts`), this must grow."""
+        return self._writer.deliveries
+
+    def _free_bytes(self) -> int:
+        stat = os.statvfs(self.path.parent)
+        return stat.f_bavail * stat.f_frsize
+
+    def _require_space(self) -> None:
+        if self._min_free_bytes and (free := self._free_bytes()) < self._min_free_bytes:
+            raise StorageFull(
+                f"only {free // 2**20} MiB are free beside {self.path}, less than [database] min_free"
+                f" ({self._min_free_bytes // 2**20} MiB); free some space. Reports and deliveries go on"
+            )
+
+    def _account_id(self, account: str) -> int:
+        try:
+            return self._ids[account]
+        except KeyError:
+            raise NotFound(f"no account is called {account!r}") from None
+
+    def _committed(self, committed: Committed) -> None:
+        if committed.events:
+            self._listeners.events(committed.events)
+        if committed.fresh:
+            self._listeners.fresh({self._names[account_id]: n for account_id, n in committed.fresh.items()})
+
+    async def _read(self, query: Callable[[Connection], _T]) -> _T:
+        def run() -> _T:
+            connection: Connection | None = getattr(self._reader_local, "connection", None)
+            with translated(self.path):
+                if connection is None:
+                    connection = self._reader_engine.connect()
+                    self._reader_local.connection = connection
+                    self._reader_connections.append(connection)
+                return query(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self._reading, run)
+
+    def _find_messages(
+        self, connection: Connection, narrow: MessageFilter, after: int, limit: int
+    ) -> tuple[list[tuple[int, Message]], int | None]:
+        column = schema.messages.c
+        where: list[ColumnElement[bool]] = []
+        account_ids = self._account_ids(narrow.account)
+        if narrow.account is not None:
+            where.append(column.account_id.in_(account_ids))
+        if narrow.state is not None:
+            where.append(column.state == schema.STATE_CODES[narrow.state])
+        if narrow.waiting is not None:
+            where.append(schema.not_final() if narrow.waiting else ~schema.not_final())
+        if narrow.before_ms is not None:
+            where.append(column.registered_at < narrow.before_ms)
+        if narrow.after_ms is not None:
+            where.append(column.registered_at > narrow.after_ms)
+        if narrow.message_id is not None:
+            named = self._reader.named_message(connection, account_ids, narrow.message_id, where)
+            return [each for each in named if each[0] > after][:limit], None
+        return self._reader.messages(connection, where, after=after, limit=limit)
+
+    def _find_receipts(
+        self, connection: Connection, narrow: ReceiptFilter, after: int, limit: int
+    ) -> tuple[list[Receipt], int | None]:
+        column = schema.receipts.c
+        where: list[ColumnElement[bool]] = []
+        account_ids = self._account_ids(narrow.account)
+        if narrow.account is not None:
+            where.append(column.account_id.in_(account_ids))
+        if narrow.state is not None:
+            where.append(column.state == schema.STATE_CODES[narrow.state])
+        statuses = _statuses(narrow)
+        if statuses != frozenset(ReceiptStatus):
+            where.append(column.status.in_([schema.STATUS_CODES[status] for status in statuses]))
+        if narrow.before_ms is not None:
+            where.append(column.created_at < narrow.before_ms)
+        if narrow.after_ms is not None:
+            where.append(column.created_at > narrow.after_ms)
+        if narrow.error_code is not None:
+            where.append(column.error_code == narrow.error_code)
+        if narrow.message_id is not None:
+            ids = [
+                each
+                for each in self._reader.receipts_of_messages(connection, account_ids, narrow.message_id)
+                if each > after
+            ]
+            found = self._reader.receipts_among(connection, ids, where)
+            return found[:limit], (found[limit - 1].request_id if len(found) > limit else None)
+        return self._reader.receipts(
+            connection,
+            where,
+            account_ids=account_ids,
+            statuses=statuses,
+            after=after,
+            limit=limit,
+        )
+
+    def _account_ids(self, account: str | None) -> list[int]:
+        if account is None:
+            return list(self._ids.values())
+        account_id = self._ids.get(account)
+        return [] if account_id is None else [account_id]
+
+
+class _OldestWaiting:
+    """A slow walk over the messages that finds each account's oldest waiting one.
+
+    One window a step. Messages only ever become final and new ones get higher numbers, so each account's mark only moves on:
+    to its oldest waiting message, or past what was looked at.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[int, int] = {}
+        self._marks: dict[int, int] = {}
+        self._turn = 0
+
+    def start(self, accounts: set[int]) -> int:
+        """Where this step's window begins: the accounts take turns."""
+        self.found = {account_id: at for account_id, at in self.found.items() if account_id in accounts}
+        if not accounts:
+            return 0
+        self._turn += 1
+        return self._marks.get(sorted(accounts)[self._turn % len(accounts)], 0)
+
+    def learn(self, start: int, rows: Sequence[Any], accounts: set[int]) -> None:
+        """Take in a window that began at ``start``."""
+        first: dict[int, Any] = {}
+        for row in rows:
+            if row.state < schema.FIRST_FINAL:
+                first.setdefault(row.account_id, row)
+        for account_id in accounts:
+            if self._marks.get(account_id, 0) < start:
+                continue
+            if account_id in first:
+                row = first[account_id]
+                if row.id >= self._marks.get(account_id, 0):
+                    self._marks[account_id] = row.id
+                    self.found[account_id] = row.registered_at
+            elif rows and self._marks.get(account_id, 0) <= rows[-1].id:
+                self._marks[account_id] = rows[-1].id + 1
+                self.found.pop(account_id, None)
+
+
+def _lane(items: int) -> Lane:
+    return Lane.SINGLE if items == 1 else Lane.BULK
+
+
+def _statuses(narrow: ReceiptFilter) -> frozenset[ReceiptStatus]:
+    statuses = frozenset(ReceiptStatus) if narrow.status is None else frozenset({narrow.status})
+    if narrow.waiting is None:
+        return statuses
+    waiting = frozenset({ReceiptStatus.PENDING, ReceiptStatus.HELD})
+    return statuses & waiting if narrow.waiting else statuses - waiting
+
+
+def _prepare(
+    connection: Connection, accounts: Sequence[str], first_request_id: int
+) -> tuple[dict[int, str], set[str]]:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    state = schema.queue_state
+    if connection.execute(select(state.c.id)).first() is None:
+        connection.execute(
+            insert(state).values(
+                id=1,
+                next_request_id=first_request_id,
+                next_message=1,
+                swept_to=0,
+                swept_message=0,
+            )
+        )
+    else:
+        connection.execute(
+            update(state)
+            .where(state.c.next_request_id < bindparam("b_first"))
+            .values(next_request_id=bindparam("b_first2")),
+            {"b_first": first_request_id, "b_first2": first_request_id},
+        )
+    rows = connection.execute(select(schema.accounts)).all()
+    known = {row.name for row in rows}
+    names = {row.id: row.name for row in rows}
+    names |= _add_accounts(connection, [name for name in accounts if name not in known])
+    connection.exec_driver_sql("COMMIT")
+    return names, {row.name for row in rows if row.paused}
+
+
+def _add_accounts(connection: Connection, names: Sequence[str]) -> dict[int, str]:
+    added: dict[int, str] = {}
+    for name in names:
+        connection.execute(insert(schema.accounts).values(name=name, paused=0))
+        account_id = connection.execute(
+            select(schema.accounts.c.id).where(schema.accounts.c.name == name)
+        ).scalar_one()
+        added[account_id] = name
+        connection.execute(
+            insert(schema.message_counts),
+            [{"account_id": account_id, "state": code, "rows": 0} for code in schema.STATE_NAMES],
+        )
+        connection.execute(
+            insert(schema.receipt_counts),
+            [{"account_id": account_id, "status": code, "rows": 0} for code in schema.STATUSES],
+        )
+    return added
+
+
+def _read_clock_mark(connection: Connection) -> ClockMark:
+    row = connection.execute(select(schema.queue_state)).one()
+    return ClockMark(row.boot_id, row.clock_offset, row.last_now, row.stopped_since, row.stop_reason)
+
+
+def _write_clock_mark(tx: Transaction, mark: ClockMark) -> None:
+    tx.connection.execute(
+        update(schema.queue_state).values(
+            boot_id=mark.boot_id,
+            clock_offset=mark.offset_ms,
+            last_now=mark.now_ms,
+            stopped_since=mark.stopped_since_ms,
+            stop_reason=mark.stop_reason,
+        )
+    )

@@ -1,0 +1,266 @@
+"""One transaction of the writer: the connection, the numbers it hands out, the counters it must keep.
+
+Everything that a rollback has to undo lives in this object and is merged into the writer's memory only after COMMIT. Which rows
+are changed is the business of the modules that are given one (`registering`, `reporting`, `settling`, `steering`, `sweeping`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import Select
+
+from dlr_buffer.storage import schema
+from dlr_buffer.storage.claims import Claims
+
+Row = dict[str, Any]
+
+
+def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """``column IN`` the values of one JSON array bound as ``name``: one statement text whatever their number."""
+    values = func.json_each(bindparam(name)).table_valued("value")
+    return column.in_(select(values.c.value))
+
+
+def json_array(values: Iterable[int | str]) -> str:
+    """Write the values for `among`."""
+    return json.dumps(list(values))
+
+
+@dataclass(slots=True)
+class QueueNumbers:
+    """The single row of ``queue_state``, as far as writing needs it."""
+
+    next_request_id: int
+    next_message: int
+    swept_to: int
+    swept_message: int
+
+
+@dataclass(slots=True, kw_only=True)
+class MessageRow:
+    """A row of ``messages`` while a transaction works on it."""
+
+    id: int
+    account_id: int
+    message_id: str
+    state: int
+    implicit: int
+    registered_at: int
+    expires_at: int
+    changed_at: int
+    receipt_id: int
+
+
+_KNOWN: Select[Any] = select(
+    schema.messages.c.id,
+    schema.messages.c.message_id,
+    schema.messages.c.state,
+    schema.messages.c.implicit,
+    schema.messages.c.registered_at,
+    schema.messages.c.expires_at,
+    schema.messages.c.changed_at,
+    schema.messages.c.receipt_id,
+).where(
+    schema.messages.c.account_id == bindparam("account_id"),
+    among(schema.messages.c.message_id, "message_ids"),
+)
+
+_STATUS_OF = select(
+    schema.receipts.c.request_id, schema.receipts.c.account_id, schema.receipts.c.status
+).where(among(schema.receipts.c.request_id, "request_ids"))
+
+_SUPERSEDE = (
+    update(schema.receipts)
+    .where(
+        schema.receipts.c.request_id == bindparam("b_request_id"),
+        schema.receipts.c.status.in_([schema.PENDING, schema.HELD]),
+        schema.receipts.c.state < schema.FIRST_FINAL,
+    )
+    .values(
+        status=schema.SUPERSEDED,
+        next_attempt_at=None,
+        settled_at=bindparam("b_now"),
+        attempts=schema.receipts.c.attempts + bindparam("b_attempts"),
+    )
+)
+
+_COUNT_MESSAGES = (
+    update(schema.message_counts)
+    .where(
+        schema.message_counts.c.account_id == bindparam("b_account_id"),
+        schema.message_counts.c.state == bindparam("b_code"),
+    )
+    .values(rows=schema.message_counts.c.rows + bindparam("b_delta"))
+)
+_COUNT_RECEIPTS = (
+    update(schema.receipt_counts)
+    .where(
+        schema.receipt_counts.c.account_id == bindparam("b_account_id"),
+        schema.receipt_counts.c.status == bindparam("b_code"),
+    )
+    .values(rows=schema.receipt_counts.c.rows + bindparam("b_delta"))
+)
+_KEEP_NUMBERS = update(schema.queue_state).values(
+    next_request_id=bindparam("b_next_request_id"),
+    next_message=bindparam("b_next_message"),
+    swept_to=bindparam("b_swept_to"),
+    swept_message=bindparam("b_swept_message"),
+)
+_NOTE = insert(schema.history)
+
+
+@dataclass(slots=True)
+class Transaction:
+    """A transaction under way."""
+
+    connection: Connection
+    claims: Claims
+    numbers: QueueNumbers
+    message_deltas: Counter[tuple[int, int]] = field(default_factory=Counter)
+    receipt_deltas: Counter[tuple[int, int]] = field(default_factory=Counter)
+    fresh: Counter[int] = field(default_factory=Counter)
+    """How many receipts became claimable, by account."""
+    effects: list[Callable[[], None]] = field(default_factory=list)
+    """What to do to the writer's memory once this is committed."""
+    notes: list[Row] = field(default_factory=list)
+    events: Counter[str] = field(default_factory=Counter)
+    """What to count in the metrics once this is committed."""
+
+    def take_request_id(self) -> int:
+        """Hand out the next request_id; a rollback takes it back."""
+        taken = self.numbers.next_request_id
+        self.numbers.next_request_id = taken + 1
+        return taken
+
+    def take_message(self) -> int:
+        """Hand out the next internal number of a message."""
+        taken = self.numbers.next_message
+        self.numbers.next_message = taken + 1
+        return taken
+
+    def no_receipt(self) -> int:
+        """What a message without receipt holds in ``receipt_id``: as many bytes as the id that will come."""
+        return -self.numbers.next_request_id
+
+    def expect_expiry_at(self, expires_at: int) -> None:
+        """Make sure that expiry will look at this time again, in case it is already past it (a clock set back)."""
+        if expires_at <= self.numbers.swept_to:
+            self.numbers.swept_to = expires_at - 1
+            self.numbers.swept_message = 0
+
+    def move_message(self, account_id: int, old: int | None, new: int | None) -> None:
+        """Count a message that went from state ``old`` to ``new`` (None: was or is not there)."""
+        if old is not None:
+            self.message_deltas[account_id, old] -= 1
+        if new is not None:
+            self.message_deltas[account_id, new] += 1
+
+    def move_receipts(self, account_id: int, old: int | None, new: int | None, rows: int = 1) -> None:
+        """Count receipts that went from status ``old`` to ``new`` (None: were or are not there)."""
+        if old is not None:
+            self.receipt_deltas[account_id, old] -= rows
+        if new is not None:
+            self.receipt_deltas[account_id, new] += rows
+
+    def note(self, request_id: int, at: int, event: str, detail: str) -> None:
+        """Write a line into a receipt's history."""
+        self.notes.append({"request_id": request_id, "at": at, "event": event, "detail": detail})
+
+    def known_messages(self, account_id: int, message_ids: Iterable[str]) -> dict[str, MessageRow]:
+        """Look up messages by name."""
+        rows = self.connection.execute(
+            _KNOWN, {"account_id": account_id, "message_ids": json_array(message_ids)}
+        ).all()
+        return {
+            row[1]: MessageRow(
+                id=row[0],
+                account_id=account_id,
+                message_id=row[1],
+                state=row[2],
+                implicit=row[3],
+                registered_at=row[4],
+                expires_at=row[5],
+                changed_at=row[6],
+                receipt_id=row[7],
+            )
+            for row in rows
+        }
+
+    def supersede(self, newer_of: dict[int, int], now: int) -> None:
+        """Make older receipts pointless: ``newer_of`` maps each older request_id to the newer one of its message.
+
+        Those that wait (pending, held, backing off) are superseded at once; one in flight is marked, and becomes so unless it comes
+        back acknowledged; settled ones stay as they are.
+        """
+        waiting: list[int] = []
+        for older, newer in newer_of.items():
+            if older in self.claims:
+                self.effects.append(partial(self.claims.overtake, older, newer))
+            else:
+                waiting.append(older)
+        if not waiting:
+            return
+        rows = self.connection.execute(_STATUS_OF, {"request_ids": json_array(waiting)}).all()
+        changed = [row for row in rows if row.status in (schema.PENDING, schema.HELD)]
+        self.mark_superseded([(row.request_id, row.account_id, row.status) for row in changed], now)
+
+    def mark_superseded(self, rows: Sequence[tuple[int, int, int]], now: int) -> None:
+        """Supersede these (request_id, account_id, present status); each must be pending or held, and intermediate."""
+        if not rows:
+            return
+        request_ids = [row[0] for row in rows]
+        done = self.connection.execute(
+            _SUPERSEDE,
+            [
+                {
+                    "b_request_id": each,
+                    "b_now": now,
+                    "b_attempts": self.claims.unwritten_attempts(each),
+                }
+                for each in request_ids
+            ],
+        )
+        require_rows(done.rowcount, len(rows), "superseding receipts")
+        for _, account_id, status in rows:
+            self.move_receipts(account_id, status, schema.SUPERSEDED)
+        self.effects.append(lambda: self.claims.forget_attempts(request_ids))
+
+    def finish(self) -> None:
+        """Write what was gathered: counters, history, and the numbers handed out. The writer commits next."""
+        if self.notes:
+            self.connection.execute(_NOTE, self.notes)
+        for statement, deltas in (
+            (_COUNT_MESSAGES, self.message_deltas),
+            (_COUNT_RECEIPTS, self.receipt_deltas),
+        ):
+            changes = [
+                {"b_account_id": account_id, "b_code": code, "b_delta": delta}
+                for (account_id, code), delta in deltas.items()
+                if delta
+            ]
+            if changes:
+                done = self.connection.execute(statement, changes)
+                require_rows(done.rowcount, len(changes), "counting")
+        self.connection.execute(
+            _KEEP_NUMBERS,
+            {
+                "b_next_request_id": self.numbers.next_request_id,
+                "b_next_message": self.numbers.next_message,
+                "b_swept_to": self.numbers.swept_to,
+                "b_swept_message": self.numbers.swept_message,
+            },
+        )
+
+
+def require_rows(found: int, expected: int, doing: str) -> None:
+    """Fail the transaction if a guarded statement did not change every row that it was meant to."""
+    if found != expected:
+        raise AssertionError(f"{doing}: {found} rows changed where {expected} were meant to")  # noqa: TRY003 - one place

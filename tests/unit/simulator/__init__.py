@@ -1,0 +1,1 @@
+"""Unit tests of the stand-in: no socket here."""
