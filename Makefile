@@ -51,7 +51,9 @@ format: $(DEV) ## format the code, mending what can be mended by itself
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+# Markers are resolved for the Python that runs this: the oldest one asks for all that the newer ones do, and more.
 lock: $(DEV) ## pin the requirements anew from pyproject.toml (UPGRADE=--upgrade takes newer versions)
+	@test "$(VERSION)" = 3.11 || { echo "the locks are made with Python 3.11: make lock PYTHON=python3.11"; exit 1; }
 	@$(COMPILE) $(UPGRADE) -o requirements.txt pyproject.toml
 	@$(COMPILE) $(UPGRADE) --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
 

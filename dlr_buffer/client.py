@@ -1,12 +1,11 @@
 """The client library: registers messages and reports their states over the daemon's Unix socket.
 
-For apps written in Python, and for the command line and the demo, which use the same calls. It needs the standard
-library only (tenacity is imported once something has to be tried again), and speaks nothing but the HTTP of
-DESIGN §5; it never opens the queue's database.
+For apps written in Python, and for the command line and the demo, which use the same calls. It needs the
+standard library only (tenacity is imported once something has to be tried again), and speaks nothing but the
+HTTP of DESIGN §5; it never opens the queue's database.
 
-    with Client("/run/dlr-buffer/client.sock") as client:
-        client.register("1561370632513")
-        client.report("1561370632513", "delivered")
+with Client("/run/dlr-buffer/client.sock") as client: client.register("1561370632513")
+client.report("1561370632513", "delivered")
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ _LONGEST_WAIT_S = 30.0
 class DaemonUnreachable(DlrBufferError):
     """No answer came from the daemon at ``socket``.
 
-    ``reason`` says why in words, ``errno`` is the operating system's number (None if the connection broke off or the
-    time was over), and ``request_sent`` tells that the daemon may have acted on the request.
+    ``reason`` says why in words, ``errno`` is the operating system's number (None if the connection broke off
+    or the time was over), and ``request_sent`` tells that the daemon may have acted on the request.
     """
 
     def __init__(
@@ -60,8 +59,8 @@ class DaemonUnreachable(DlrBufferError):
 class ApiError(DlrBufferError):
     """The daemon answered with a problem (RFC 9457).
 
-    ``status`` is the HTTP status, ``code`` DESIGN §5's word for it, ``detail`` a sentence, ``problem`` the whole
-    document, ``retry_after_s`` the Retry-After in seconds or None.
+    ``status`` is the HTTP status, ``code`` DESIGN §5's word for it, ``detail`` a sentence, ``problem`` the
+    whole document, ``retry_after_s`` the Retry-After in seconds or None.
     """
 
     def __init__(
@@ -83,7 +82,10 @@ class ApiError(DlrBufferError):
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """One item of a bulk request that was not taken; ``index`` counts from 0 over everything that was given."""
+    """One item of a bulk request that was not taken.
+
+    ``index`` counts from 0 over everything that was given.
+    """
 
     index: int
     code: str
@@ -94,8 +96,8 @@ class ItemError:
 class BulkSummary:
     """What became of many registrations or reports.
 
-    ``stored`` were registered (or queued) now, ``duplicates`` said what the queue knew already, ``errors`` were not
-    taken. An item stored by an attempt whose answer was lost counts as a duplicate.
+    ``stored`` were registered (or queued) now, ``duplicates`` said what the queue knew already, ``errors``
+    were not taken. An item stored by an attempt whose answer was lost counts as a duplicate.
     """
 
     stored: int
@@ -119,9 +121,10 @@ class Client:
     ) -> None:
         """Connect to ``socket_path`` at the first call.
 
-        ``timeout_s`` bounds each wait for the daemon (None: for ever). Registering and reporting are tried again for
-        ``retry_for_s`` seconds (0: never) when the daemon is away or says 503; both are idempotent. Any other call is
-        tried again only if the daemon cannot have seen it. ``sleep`` waits between tries, in seconds.
+        ``timeout_s`` bounds each wait for the daemon (None: for ever). Registering and reporting are tried
+        again for ``retry_for_s`` seconds (0: never) when the daemon is away or says 503; both are idempotent.
+        Any other call is tried again only if the daemon cannot have seen it. ``sleep`` waits between tries,
+        in seconds.
         """
         self.socket_path = Path(socket_path)
         self._timeout_s = timeout_s
@@ -164,8 +167,9 @@ class Client:
     ) -> dict[str, Any]:
         """Register one message and return its resource (DESIGN §5); when this returns, it is durable.
 
-        ``account`` may be left out if there is only one or one is called ``default``; ``validity_period`` is in whole
-        seconds. Raises ApiError (409 if it is registered with another validity period) or DaemonUnreachable.
+        ``account`` may be left out if there is only one or one is called ``default``; ``validity_period`` is
+        in whole seconds. Raises ApiError (409 if it is registered with another validity period) or
+        DaemonUnreachable.
         """
         item = _without_none(message_id=message_id, account=account, validity_period=validity_period)
         return self._store_one("/v1/messages", item)
@@ -173,8 +177,8 @@ class Client:
     def report(self, message_id: str, message_state: str, account: str | None = None) -> dict[str, Any]:
         """Report that a message is in ``message_state`` (one of the seed's seven words); durable on return.
 
-        Returns the receipt, or what the queue knows if that state was known already. Raises ApiError (409 after
-        another final state) or DaemonUnreachable.
+        Returns the receipt, or what the queue knows if that state was known already. Raises ApiError (409
+        after another final state) or DaemonUnreachable.
         """
         item = _without_none(message_id=message_id, message_state=str(message_state), account=account)
         return self._store_one("/v1/receipts", item)
@@ -182,18 +186,24 @@ class Client:
     def register_many(self, items: Iterable[Mapping[str, Any] | str]) -> BulkSummary:
         """Register any number of messages, an id or an object of DESIGN §5's fields each, in constant memory.
 
-        They are sent in chunks of 1,000, in order. Bad items are in the summary and do not stop the others. Raises
-        ApiError or DaemonUnreachable if the daemon is lost in the middle; then do it again: what is registered
-        already counts as a duplicate.
+        They are sent in chunks of 1,000, in order. Bad items are in the summary and do not stop the others.
+        Raises ApiError or DaemonUnreachable if the daemon is lost in the middle; then do it again: what is
+        registered already counts as a duplicate.
         """
         return self._store_many("/v1/messages", "registered", map(_registration, items))
 
     def report_many(self, items: Iterable[Mapping[str, Any] | tuple[str, str]]) -> BulkSummary:
-        """Report any number of states, ``(message_id, message_state)`` or an object each; as `register_many`."""
+        """Report any number of states, ``(message_id, message_state)`` or an object each.
+
+        As `register_many`.
+        """
         return self._store_many("/v1/receipts", "queued", map(_report, items))
 
     def message(self, message_id: str, account: str | None = None) -> dict[str, Any]:
-        """Return one message with its receipts and their history; raises ApiError (404) or DaemonUnreachable."""
+        """Return one message with its receipts and their history.
+
+        Raises ApiError (404) or DaemonUnreachable.
+        """
         if not message_id:
             raise ValueError("message_id is empty")
         # A broken surrogate pair is passed on: the daemon says what is wrong with it.
@@ -206,8 +216,8 @@ class Client:
     def request(self, method: str, path: str, body: object = None) -> Any:  # noqa: ANN401 - JSON
         """Send any request of DESIGN §5 and return the decoded JSON answer (text if it is not JSON).
 
-        ``path`` is a request target, percent-encoded by the caller; ``body`` is sent as JSON unless it is None.
-        GET is tried again like registering; everything else only if the daemon cannot have seen it.
+        ``path`` is a request target, percent-encoded by the caller; ``body`` is sent as JSON unless it is
+        None. GET is tried again like registering; everything else only if the daemon cannot have seen it.
         """
         encoded = None if body is None else json.dumps(body).encode()
         return self._send(method, path, encoded, "application/json", repeatable=method == "GET")
@@ -279,7 +289,8 @@ class Client:
             try:
                 self._connection.request(method, path, body=body, headers=headers)
             except (BrokenPipeError, ConnectionResetError):
-                # The daemon hung up before it had the whole request, so it did not act on it; it may have said why.
+                # The daemon hung up before it had the whole request, so it did not act on it; it may have
+                # said why.
                 sent = False
             response = self._connection.getresponse()
             content = _whole_body(response)

@@ -1,8 +1,8 @@
 """Time, as it is handed to everything that needs it.
 
-The rest of the program never asks the operating system for the time: it is given a `Clock`. Wall time is an int of
-milliseconds since 1970 in UTC, because that is what the queue stores; waiting goes through the clock too, so that a
-test moves both. Formats of times live here, schedules do not.
+The rest of the program never asks the operating system for the time: it is given a `Clock`. Wall time is an
+int of milliseconds since 1970 in UTC, because that is what the queue stores; waiting goes through the clock
+too, so that a test moves both. Formats of times live here, schedules do not.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ class BootClock(Clock, Protocol):
         ...
 
     def synchronised(self) -> bool:
-        """Whether the kernel says that wall time is kept right by someone (NTP); False if it can't be asked."""
+        """Whether the kernel says that wall time is kept right by someone (NTP).
+
+        False if it can't be asked.
+        """
         ...
 
 
@@ -81,7 +84,8 @@ class SystemBootClock(SystemClock):
 
     def synchronised(self) -> bool:
         """Ask adjtimex(2), which needs no privilege to read."""
-        # struct timex is 208 bytes on 64-bit Linux; `modes` 0 only reads, and STA_UNSYNC is the kernel's return value TIME_ERROR.
+        # struct timex is 208 bytes on 64-bit Linux; `modes` 0 only reads, and STA_UNSYNC is the kernel's
+        # return value TIME_ERROR.
         try:
             libc = ctypes.CDLL(None, use_errno=True)
             return bool(0 <= libc.adjtimex(ctypes.create_string_buffer(512)) < _TIME_ERROR)

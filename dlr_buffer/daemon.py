@@ -1,9 +1,10 @@
 """The daemon: the one place that knows every part and wires them (the composition root), and its life.
 
-Start: configuration, the queue's lock, migrations, writer and readers, then the flushers, the sockets, the ticks, and last READY to systemd.
-Stop: the sockets first (requests in work are answered), then the ticks, the flushers (requests under way finish or are given back),
-and last the database. SIGHUP reloads accounts, message rules, retention and the log level. Tests start this same object, with
-a clock of their own. Nothing is decided here that belongs to a part.
+Start: configuration, the queue's lock, migrations, writer and readers, then the flushers, the sockets, the
+ticks, and last READY to systemd. Stop: the sockets first (requests in work are answered), then the ticks, the
+flushers (requests under way finish or are given back), and last the database. SIGHUP reloads accounts,
+message rules, retention and the log level. Tests start this same object, with a clock of their own. Nothing
+is decided here that belongs to a part.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.expiry import Expiry
 from dlr_buffer.flusher.flusher import AccountPlan, Flusher
 from dlr_buffer.flusher.ports import FlushSettings, Upstream
-from dlr_buffer.health import HealthSettings, HealthState
+from dlr_buffer.health import AccountView, HealthSettings, HealthState
 from dlr_buffer.local_api.app import create_app
 from dlr_buffer.local_api.bodies import BodyRoom
 from dlr_buffer.local_api.ports import DaemonFacts, DatabaseFacts, ExpiryView
@@ -38,7 +39,7 @@ from dlr_buffer.local_api.server import ApiServer
 from dlr_buffer.local_api.sockets import bind
 from dlr_buffer.metrics import Metrics
 from dlr_buffer.receipt_queue.queue import QueueSettings, ReceiptQueue
-from dlr_buffer.receipts import RefusalPolicy
+from dlr_buffer.receipts import QueueCounts, RefusalPolicy
 from dlr_buffer.retention import Retention, RetentionSettings
 from dlr_buffer.smartswitch.client import SmartswitchClient, UpstreamSettings
 from dlr_buffer.storage.store import SqliteStore, StoreListeners
@@ -79,9 +80,7 @@ class Daemon:
         self._stalled = False
         self.failed = asyncio.Event()
         """Set when the database failed for good: the daemon has to end."""
-        self.metrics = Metrics(
-            counts=lambda: self.store.counts(), accounts=lambda: self.flusher.views(), gauges=self._gauges
-        )
+        self.metrics = Metrics(counts=self._counts, accounts=self._views, gauges=self._gauges)
         self.store: SqliteStore
         self.queue: ReceiptQueue
         self.flusher: Flusher
@@ -91,7 +90,10 @@ class Daemon:
     # Life
 
     async def start(self) -> None:
-        """Open the queue, begin to flush, expire and serve; raises DlrBufferError with what to do, having closed everything again."""
+        """Open the queue, begin to flush, expire and serve.
+
+        Raises DlrBufferError with what to do, having closed everything again.
+        """
         configuration = self.configuration
         listeners = StoreListeners(
             fresh=self._on_fresh, events=self.metrics.events, failed=self._on_store_failure
@@ -285,6 +287,12 @@ class Daemon:
         """The body of `/metrics`."""
         return self.metrics.exposition()
 
+    def _counts(self) -> QueueCounts:
+        return self.store.counts()
+
+    def _views(self) -> tuple[AccountView, ...]:
+        return self.flusher.views()
+
     def _alarms(self, free_bytes: int) -> tuple[str, ...]:
         alarms = list(self.problems())
         if free_bytes < self.configuration.database.min_free_bytes:
@@ -295,9 +303,11 @@ class Daemon:
             alarms.append(
                 f"expiry is stopped: {self.expiry.stop_reason}; check the clock, then 'dlr-buffer expiry resume'"
             )
-        for view in self.flusher.views():
-            if view.health not in (HealthState.OPEN, HealthState.PAUSED):
-                alarms.append(f"account {view.name} is {view.health.value}: {view.cause}")
+        alarms += [
+            f"account {view.name} is {view.health.value}: {view.cause}"
+            for view in self.flusher.views()
+            if view.health not in (HealthState.OPEN, HealthState.PAUSED)
+        ]
         return tuple(alarms)
 
     def _gauges(self) -> Mapping[str, tuple[str, float]]:
@@ -367,7 +377,10 @@ async def _guarded(job: Callable[[], object]) -> None:
 
 
 def run_daemon(config_path: Path | None) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit code: 0, or 1 if it could not start or the database failed."""
+    """Run until SIGTERM or SIGINT.
+
+    Returns the exit code: 0, or 1 if it could not start or the database failed.
+    """
     try:
         configuration = load(config_path, os.environ)
     except DlrBufferError as error:

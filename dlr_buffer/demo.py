@@ -1,8 +1,8 @@
 """``dlr-buffer demo``: the whole job in a few seconds, on a queue that is thrown away.
 
-A stand-in for Smartswitch runs in a thread, the real daemon as a child process, and this module plays the app: it
-registers messages, reports states, lets some expire, and at the end holds what the daemon says against what the
-stand-in saw. It knows the daemon only through its command line and its sockets.
+A stand-in for Smartswitch runs in a thread, the real daemon as a child process, and this module plays the
+app: it registers messages, reports states, lets some expire, and at the end holds what the daemon says
+against what the stand-in saw. It knows the daemon only through its command line and its sockets.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class DemoFailed(DlrBufferError):
 def run_demo(*, messages: int = 1000, faults: bool = True, keep: bool = False, as_json: bool = False) -> int:
     """Show the whole job with so many ``messages``; return 0 if every one ended as it should, else 1.
 
-    ``faults`` lets the stand-in fail now and then, ``keep`` leaves the folder with the queue and the log, ``as_json``
-    prints the sums as one line of JSON and all else on standard error. Raises KeyboardInterrupt on SIGINT or SIGTERM,
-    after everything is stopped and removed.
+    ``faults`` lets the stand-in fail now and then, ``keep`` leaves the folder with the queue and the log,
+    ``as_json`` prints the sums as one line of JSON and all else on standard error. Raises KeyboardInterrupt
+    on SIGINT or SIGTERM, after everything is stopped and removed.
     """
     screen = _Screen(as_json=as_json)
     screen.say("Starting a daemon and a stand-in for Smartswitch on a queue that is thrown away.")
@@ -119,7 +119,10 @@ def run_demo(*, messages: int = 1000, faults: bool = True, keep: bool = False, a
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is going to happen to each message: the final state by id, and which are told to be on their way first."""
+    """What is going to happen to each message.
+
+    The final state by id, and which are told to be on their way first.
+    """
 
     finals: Mapping[str, str]
     intermediates: tuple[tuple[str, str], ...]
@@ -162,9 +165,12 @@ def compare(
     seen: Mapping[str, list[tuple[str, str | None]]],
     record: Mapping[str, Any],
 ) -> list[str]:
-    """Say, a sentence each, where the plan, the daemon's ``status`` and what the stand-in has ``seen`` differ.
+    """Say, a sentence each, where the plan.
 
-    ``seen`` are the accepted final states of each message with their request_ids, ``record`` the stand-in's counters.
+    The daemon's ``status`` and what the stand-in has ``seen`` differ.
+
+    ``seen`` are the accepted final states of each message with their request_ids, ``record`` the stand-in's
+    counters.
     """
     differences: list[str] = []
     for message_id, state in plan.finals.items():
@@ -278,7 +284,10 @@ def _look(daemon: _Daemon, admin: Client) -> Mapping[str, Any]:
 
 
 def _until(condition: Callable[[], bool], rows: int, failure: str) -> None:
-    """Look again and again until ``condition`` holds; raises DemoFailed when the time for so many rows is over."""
+    """Look again and again until ``condition`` holds.
+
+    Raises DemoFailed when the time for so many rows is over.
+    """
     seconds = _SETTLE_S + rows * _SETTLED_EACH_S
     try:
         Retrying(
@@ -445,7 +454,10 @@ class _Daemon:
 
 
 class _Screen:
-    """What the user sees: sentences, and while something is waited for a bar (lines where there is no terminal)."""
+    """What the user sees: sentences.
+
+    And while something is waited for a bar (lines where there is no terminal).
+    """
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json

@@ -1,8 +1,8 @@
 """The one family of errors that crosses module borders.
 
 Each error carries its facts as attributes; the text is made from them and says what to do. Foreign exceptions
-(SQLAlchemy's, httpx's) are translated into these at the edge where they occur, once. No HTTP status and no exit
-code lives here: the local API and the command line choose those.
+(SQLAlchemy's, httpx's) are translated into these at the edge where they occur, once. No HTTP status and no
+exit code lives here: the local API and the command line choose those.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class StorageFull(DlrBufferError):
 class StoreUnavailable(DlrBufferError):
     """The database could not be opened, read or written; nothing was stored.
 
-    ``fatal`` says that going on would be dishonest (an I/O error, a corrupt file): the daemon ends, for systemd to
-    start it anew.
+    ``fatal`` says that going on would be dishonest (an I/O error, a corrupt file): the daemon ends, for
+    systemd to start it anew.
     """
 
     def __init__(self, detail: str, *, fatal: bool = False) -> None:

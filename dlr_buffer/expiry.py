@@ -1,7 +1,7 @@
 """Expiry: messages whose validity period ends without a final state become ``expired``, and that is reported.
 
-When to sweep, and whether the clock can be believed (DESIGN §8): a leap of the wall clock must not expire a queue. What expiring does
-to rows is storage's; who calls `Expiry.sweep` every second is the daemon's.
+When to sweep, and whether the clock can be believed (DESIGN §8): a leap of the wall clock must not expire a
+queue. What expiring does to rows is storage's; who calls `Expiry.sweep` every second is the daemon's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ MAX_DRIFT_MS: Final = 3_600_000
 MAX_BEHIND_MS: Final = 60_000
 SYNCHRONISED_FOR_MS: Final = 600_000
 KEEP_MARK_EVERY_MS: Final = 60_000
+MOVED_MS: Final = 1_000
+"""A smaller change of the offset is the clock being slewed, or the reading of two clocks."""
 
 
 class ClockMark(Protocol):
@@ -82,7 +84,8 @@ class Mark:
 def judge_clock(mark: ClockMark, *, boot_id: str, offset_ms: int, now_ms: int) -> str | None:
     """Say why the wall clock can't be believed against what was stored last, None if it can.
 
-    Under the same boot the wall clock keeps its distance from the time since boot; under any, it does not go back.
+    Under the same boot the wall clock keeps its distance from the time since boot; under any, it does not go
+    back.
     """
     if mark.now_ms is not None and now_ms < mark.now_ms - MAX_BEHIND_MS:
         return f"the wall clock went back by {_span(mark.now_ms - now_ms)}"
@@ -120,7 +123,10 @@ class Expiry:
         return self._mark.stop_reason if self._mark is not None else None
 
     async def sweep(self) -> int:
-        """Expire everything that is overdue, in chunks; returns how many. Does nothing if it runs already or is stopped."""
+        """Expire everything that is overdue, in chunks.
+
+        Returns how many. Does nothing if it runs already or is stopped.
+        """
         if self._sweeping:
             return 0
         self._sweeping = True
@@ -175,15 +181,15 @@ class Expiry:
             return False
         if reason is not None:
             _log.error(
-                "expiry stops: %s. Check the clock; expiry goes on when it is back, when it has been synchronised for ten"
-                " minutes, or with 'dlr-buffer expiry resume'",
+                "expiry stops: %s. Check the clock; expiry goes on when it is back, when it has been"
+                " synchronised for ten minutes, or with 'dlr-buffer expiry resume'",
                 reason,
             )
             self._synchronised_since_ms = None
             await self._keep(Mark(mark.boot_id, mark.offset_ms, mark.now_ms, now, reason))
             return False
         monotonic = self._clock.monotonic_ms()
-        moved = mark.boot_id != boot_id or mark.offset_ms is None or abs(offset - mark.offset_ms) > 1000
+        moved = mark.boot_id != boot_id or mark.offset_ms is None or abs(offset - mark.offset_ms) > MOVED_MS
         if moved or self._kept_at_ms is None or monotonic - self._kept_at_ms >= KEEP_MARK_EVERY_MS:
             await self._keep(Mark(boot_id, offset, now))
         return True

@@ -1,9 +1,10 @@
 """Account health: one small pure state machine per account (DESIGN §4), and the record that shows it.
 
-``open`` → (``concurrency`` outage answers in a row, or a server that asks to be left alone) → ``backing-off`` → a probe →
-``open``, the batch size restarting at 1 and doubling; ``suspended`` after authentication errors; ``rejecting`` while Smartswitch
-refuses what nothing proves to be the receipts' own fault. An admin's pause lies beside it. No clock, no I/O: what the answers
-were is decided by `dlr_buffer.smartswitch.answers`, what to send by `dlr_buffer.flusher`.
+``open`` → (``concurrency`` outage answers in a row, or a server that asks to be left alone) → ``backing-off``
+→ a probe → ``open``, the batch size restarting at 1 and doubling; ``suspended`` after authentication errors;
+``rejecting`` while Smartswitch refuses what nothing proves to be the receipts' own fault. An admin's pause
+lies beside it. No clock, no I/O: what the answers were is decided by `dlr_buffer.smartswitch.answers`, what
+to send by `dlr_buffer.flusher`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ class HealthState(StrEnum):
 
 
 class AccountView(msgspec.Struct, frozen=True):
-    """What `status` and `/v1/accounts` show of an account; times are wall milliseconds, durations milliseconds."""
+    """What `status` and `/v1/accounts` show of an account.
+
+    Times are wall milliseconds, durations milliseconds.
+    """
 
     name: str
     configured: bool
@@ -94,7 +98,10 @@ class AccountHealth(msgspec.Struct, frozen=True):
     ramp: int | None = None
     """Receipts a batch may carry while recovering; None when it is not limited."""
     ceiling: int | None = None
-    """Receipts a batch may carry since the last 413; grows back by one an acknowledged batch; None when not limited."""
+    """Receipts a batch may carry since the last 413; grows back by one an acknowledged batch.
+
+    None when not limited.
+    """
 
     def batch_limit(self, settings: HealthSettings) -> int:
         """How many receipts a batch may carry."""
@@ -156,7 +163,10 @@ class AccountHealth(msgspec.Struct, frozen=True):
         return self
 
     def authentication_failed(self, settings: HealthSettings, *, cause: str, now_ms: int) -> AccountHealth:
-        """The login or password is wrong (or access is denied): ask one receipt at a time, every ``auth_probe``."""
+        """The login or password is wrong (or access is denied).
+
+        Ask one receipt at a time, every ``auth_probe``.
+        """
         return self._failing(HealthState.SUSPENDED, cause, self.failures + 1, settings.auth_probe_ms, now_ms)
 
     def rejected(self, settings: HealthSettings, *, cause: str, now_ms: int) -> AccountHealth:

@@ -1,7 +1,7 @@
 """Messages: their states, what an app may say of them, and what each saying means.
 
-The state machine of a message (DESIGN §2) lives here as pure functions over records: no clock, no storage. What
-becomes of the *receipts* that a state change causes is in `dlr_buffer.receipts`.
+The state machine of a message (DESIGN §2) lives here as pure functions over records: no clock, no storage.
+What becomes of the *receipts* that a state change causes is in `dlr_buffer.receipts`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ FINAL_STATES = frozenset(
 
 
 class Registration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """An app says that it accepted a message; ``validity_period`` is in whole seconds, None for the default."""
+    """An app says that it accepted a message.
+
+    ``validity_period`` is in whole seconds, None for the default.
+    """
 
     message_id: str
     account: str | None = None
@@ -58,7 +61,10 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A message as the queue knows it; ``state`` is None until one is reported, times are wall milliseconds."""
+    """A message as the queue knows it.
+
+    ``state`` is None until one is reported, times are wall milliseconds.
+    """
 
     account: str
     message_id: str
@@ -82,8 +88,8 @@ class Verdict(Enum):
 def judge_report(current: MessageState | None, reported: MessageState) -> Verdict:
     """Say what ``reported`` means for a message in state ``current``.
 
-    The current state again is a success without a receipt; after a final state nothing else is believed; any other
-    intermediate state is news, even one reported earlier (A, B, A are three receipts).
+    The current state again is a success without a receipt; after a final state nothing else is believed; any
+    other intermediate state is news, even one reported earlier (A, B, A are three receipts).
     """
     if current is reported:
         return Verdict.REPEATED
@@ -97,9 +103,9 @@ def judge_registration(
 ) -> Verdict:
     """Say what registering a known message again means.
 
-    ``implicit`` is True while only a report has registered it: then the first explicit registration brings its own
-    validity period (NEW: adopt it, counted from the first contact). Otherwise a different period is a conflict,
-    unless the message is final, when it no longer matters.
+    ``implicit`` is True while only a report has registered it: then the first explicit registration brings
+    its own validity period (NEW: adopt it, counted from the first contact). Otherwise a different period is a
+    conflict, unless the message is final, when it no longer matters.
     """
     if final or asked_validity_ms is None:
         return Verdict.NEW if implicit and not final else Verdict.REPEATED
@@ -109,7 +115,7 @@ def judge_registration(
 
 
 def check_message_id(message_id: str) -> None:
-    """Raise InvalidItem unless ``message_id`` is 1–255 bytes of UTF-8 without control characters (DESIGN §5)."""
+    """Raise InvalidItem unless ``message_id`` is 1 to 255 bytes of UTF-8 without control characters (DESIGN §5)."""
     if message_id.isascii() and message_id.isprintable() and 0 < len(message_id) <= MAX_MESSAGE_ID_BYTES:
         return
     if not message_id:

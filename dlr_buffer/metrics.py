@@ -1,7 +1,7 @@
 """What is counted: totals for `status`, and the same for Prometheus.
 
-One `Metrics` object belongs to one daemon (no global registry). Gauges that come from the queue are read when they are asked
-for, through functions that the daemon gives; nothing here queries anything itself.
+One `Metrics` object belongs to one daemon (no global registry). Gauges that come from the queue are read when
+they are asked for, through functions that the daemon gives; nothing here queries anything itself.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ class Metrics:
         return totals
 
     def sample(self, now_ms: int) -> None:
-        """Remember the totals of this moment, for `rates`; called every few seconds (of a monotonic clock)."""
+        """Remember the totals of this moment, for `rates`.
+
+        Called every few seconds (of a monotonic clock).
+        """
         self._samples.append((now_ms, Counter(self.totals())))
         while len(self._samples) > 1 and self._samples[1][0] <= now_ms - RATES_OVER_MS:
             self._samples.popleft()

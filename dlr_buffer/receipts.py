@@ -1,7 +1,7 @@
 """Receipts: what Smartswitch has to be told, and the life of one such telling.
 
-Records, statuses and the pure rules of a receipt (DESIGN §2: superseding, refusals, dead letters, admin actions).
-Where receipts are kept is storage's; when they are sent is the flusher's.
+Records, statuses and the pure rules of a receipt (DESIGN §2: superseding, refusals, dead letters, admin
+actions). Where receipts are kept is storage's; when they are sent is the flusher's.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class HistoryEntry(msgspec.Struct, frozen=True, gc=False):
 class Receipt(msgspec.Struct, frozen=True, gc=False):
     """One state of one message that Smartswitch has to be told; times are wall milliseconds.
 
-    ``request_id`` is the id sent upstream, the same over every retry. ``next_attempt_at_ms`` is None unless the receipt
-    waits out a refusal of its own.
+    ``request_id`` is the id sent upstream, the same over every retry. ``next_attempt_at_ms`` is None unless
+    the receipt waits out a refusal of its own.
     """
 
     request_id: int
@@ -95,8 +95,8 @@ def after_refusal(  # noqa: PLR0913 - the facts of one decision, all by name
 ) -> AfterRefusal:
     """Decide between another try and a dead letter.
 
-    ``refusals`` includes the one just counted; ``counted_since_ms`` is when the lifetime began (creation, or the last
-    retry or release). Age alone never kills: this is only asked after a refusal.
+    ``refusals`` includes the one just counted; ``counted_since_ms`` is when the lifetime began (creation, or
+    the last retry or release). Age alone never kills: this is only asked after a refusal.
     """
     if refusals >= max_refusals or now_ms - counted_since_ms >= lifetime_ms:
         return AfterRefusal(ReceiptStatus.DEAD, None)
@@ -153,7 +153,10 @@ class Registered(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reported(msgspec.Struct, frozen=True, gc=False):
-    """The outcome of a report: the message as it is now, and the new receipt (None: the state was known already)."""
+    """The outcome of a report: the message as it is now, and the new receipt (None.
+
+    The state was known already).
+    """
 
     message: Message
     receipt: Receipt | None
@@ -167,7 +170,7 @@ class QueueCounts(msgspec.Struct, frozen=True):
 
 
 class QueueOldest(msgspec.Struct, frozen=True):
-    """By account, when the oldest pending receipt was created and the oldest message without final state registered.
+    """By account, when its oldest pending receipt was created and its oldest waiting message registered.
 
     ``waiting_ms`` may lag by a minute: it is looked for in small steps.
     """

@@ -1,6 +1,9 @@
-"""Retention: settled receipts are kept for a while to be looked at, then removed, and messages with their last one.
+"""Retention: settled receipts are kept for a while to be looked at, then removed.
 
-When and how long; what removing does to rows is storage's, who calls `Retention.sweep` every few minutes is the daemon's.
+And messages with their last one.
+
+When and how long; what removing does to rows is storage's, who calls `Retention.sweep` every few minutes is
+the daemon's.
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ class RetentionStore(Protocol):
     async def purge_candidates(
         self, *, after: int, settled_before_ms: int, dead_before_ms: int
     ) -> tuple[list[int], int | None]:
-        """Some receipts whose retention is over, with ids above ``after``; and where to go on, None at the end."""
+        """Some receipts whose retention is over, with ids above ``after``.
+
+        And where to go on, None at the end.
+        """
         ...
 
     async def purge(
@@ -65,7 +71,10 @@ class Retention:
         self._sweeping = False
 
     async def sweep(self) -> int:
-        """Remove everything whose time is over, in chunks; returns how many receipts. Does nothing if it runs already."""
+        """Remove everything whose time is over, in chunks.
+
+        Returns how many receipts. Does nothing if it runs already.
+        """
         if self._sweeping:
             return 0
         self._sweeping = True

@@ -1,7 +1,7 @@
 """Which messages or receipts a list or an admin's action means.
 
-Plain filters over the queue's fields, shared by lists, actions and their dry runs. How a filter becomes SQL is
-storage's; how it is written in a query string is the local API's.
+Plain filters over the queue's fields, shared by lists, actions and their dry runs. How a filter becomes SQL
+is storage's; how it is written in a query string is the local API's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ T = TypeVar("T")
 
 
 class MessageFilter(msgspec.Struct, frozen=True):
-    """Narrows messages; a field left None does not narrow. Bounds are wall times of ``registered_at`` (exclusive).
+    """Narrows messages; a field left None does not narrow.
+
+    Bounds are wall times of ``registered_at`` (exclusive).
 
     ``waiting`` True means: no final state yet.
     """
@@ -32,7 +34,9 @@ class MessageFilter(msgspec.Struct, frozen=True):
 
 
 class ReceiptFilter(msgspec.Struct, frozen=True):
-    """Narrows receipts; a field left None does not narrow. Bounds are wall times of ``created_at`` (exclusive).
+    """Narrows receipts; a field left None does not narrow.
+
+    Bounds are wall times of ``created_at`` (exclusive).
 
     ``waiting`` True means: still to be settled, that is pending or held.
     """
@@ -55,14 +59,20 @@ class MessageName(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
-    """A page of a list in ascending order of an internal number; ``next_after`` continues it, None at the end."""
+    """A page of a list in ascending order of an internal number.
+
+    ``next_after`` continues it, None at the end.
+    """
 
     items: tuple[T, ...]
     next_after: int | None
 
 
 class ActionCount(msgspec.Struct, frozen=True):
-    """What an action did (or would do): rows changed, rows skipped for their status, rows left as in flight."""
+    """What an action did (or would do).
+
+    Rows changed, rows skipped for their status, rows left as in flight.
+    """
 
     changed: int = 0
     skipped: int = 0

@@ -1,7 +1,9 @@
-"""How the daemon talks to systemd: readiness and status (sd_notify(3)), and log lines with priorities (sd-daemon(3)).
+"""How the daemon talks to systemd.
 
-No library that installs without a compiler covers this; the protocol is a datagram of ``KEY=value`` lines. Without systemd everything
-here does nothing, or writes plain lines for a terminal.
+Readiness and status (sd_notify(3)), and log lines with priorities (sd-daemon(3)).
+
+No library that installs without a compiler covers this; the protocol is a datagram of ``KEY=value`` lines.
+Without systemd everything here does nothing, or writes plain lines for a terminal.
 """
 
 from __future__ import annotations
@@ -82,7 +84,10 @@ class _TerminalFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: str, environ: Mapping[str, str]) -> None:
-    """Send this program's log to stderr, for the journal or for a person; other libraries only speak from warnings on."""
+    """Send this program's log to stderr, for the journal or for a person.
+
+    Other libraries only speak from warnings on.
+    """
     handler = logging.StreamHandler(sys.stderr)
     in_journal = "JOURNAL_STREAM" in environ
     handler.setFormatter(_JournalFormatter("%(message)s") if in_journal else _TerminalFormatter())

@@ -330,21 +330,10 @@ def _own_receipt_row(receipt: Resource) -> list[Any]:
 
 def _history(message: Resource) -> Iterator[tuple[str, list[Any]]]:
     """Yield what happened to a message and its receipts, each with its time, in no order."""
-
-    def entry(at: str, request_id: str, event: str, detail: str) -> tuple[str, list[Any]]:
-        return at, [moment(at), request_id, event, detail]
-
-    yield entry(message["registered_at"], "", "registered", f"valid until {moment(message['expires_at'])}")
+    registered = message["registered_at"]
+    valid = f"valid until {moment(message['expires_at'])}"
+    yield registered, [moment(registered), "", "registered", valid]
     for receipt in message["receipts"]:
-        request_id = receipt["request_id"]
-        yield entry(receipt["created_at"], request_id, receipt["message_state"], "receipt queued")
-        for event in receipt.get("history", ()):
-            yield entry(event["at"], request_id, event["event"], event["detail"])
-        if receipt["acknowledged_at"] is not None:
-            response = receipt["response_id"]
-            yield entry(
-                receipt["acknowledged_at"],
-                request_id,
-                "acknowledged",
-                "" if response is None else f"Smartswitch's id: {response}",
-            )
+        for event in receipt["history"]:
+            row = [moment(event["at"]), receipt["request_id"], event["event"], event["detail"]]
+            yield event["at"], row

@@ -1,16 +1,17 @@
 """Flushing one account: what to send next, and what an answer means for the receipts and the account.
 
-The loop of an account is one task. It asks account health for a permit, picks work from four lanes, and starts a task for each
-exchange, at most ``concurrency`` of them:
+The loop of an account is one task. It asks account health for a permit, picks work from four lanes, and
+starts a task for each exchange, at most ``concurrency`` of them:
 
 - *fresh*: the oldest receipts that nothing is held against, as a batch;
 - *suspects*: groups of a bisection, to find the bad receipt in a refused batch;
 - *asides*: receipts that alone drew outages, one by one;
 - *due*: receipts that were refused and waited out their own backoff, one by one.
 
-Fresh batches get at least every second turn. When an exchange ends, `_conclude` turns the answer into one settlement and one event
-of account health, by the rows of DESIGN §4's table; then the loop is woken. An outage gives receipts back and writes nothing.
-The reading of answers is `dlr_buffer.smartswitch`'s, claims and settlements are storage's.
+Fresh batches get at least every second turn. When an exchange ends, `_conclude` turns the answer into one
+settlement and one event of account health, by the rows of DESIGN §4's table; then the loop is woken. An
+outage gives receipts back and writes nothing. The reading of answers is `dlr_buffer.smartswitch`'s, claims
+and settlements are storage's.
 """
 
 from __future__ import annotations
@@ -129,7 +130,10 @@ class AccountFlusher:
         self._wake.set()
 
     def replace(self, settings: FlushSettings, upstream: Upstream | None) -> None:
-        """Take on new settings, and a new connection if it changed; a probe follows at once if the account was not open."""
+        """Take on new settings, and a new connection if it changed.
+
+        A probe follows at once if the account was not open.
+        """
         self.settings = settings
         if upstream is not None:
             self._retired.append(self._upstream)
@@ -288,7 +292,8 @@ class AccountFlusher:
             claim = await self._outbox.claim_these(self.settings.name, halving.left)
             if claim.claimed:
                 return Work(claim.claimed, halving=halving), None
-            # All of that half were taken away meanwhile (held, deleted, superseded): the other half is as good as any.
+            # All of that half were taken away meanwhile (held, deleted, superseded): the other half is as
+            # good as any.
             self._acquittals += halving.right
         while (aside := self._asides.due(now, self.settings.health.retry_max_ms)) is not None:
             if (work := await self._take_aside(aside)) is not None:
@@ -386,7 +391,10 @@ class AccountFlusher:
             self._retired.clear()
 
     async def _settle(self, conclusion: Conclusion, *, once: bool = False) -> None:
-        """Write a conclusion; if the database has a moment of weakness, keep trying: the answer is known only here."""
+        """Write a conclusion; if the database has a moment of weakness, keep trying.
+
+        The answer is known only here.
+        """
         while True:
             try:
                 await self._outbox.settle(
@@ -409,7 +417,10 @@ class AccountFlusher:
     # What an answer means
 
     def _conclude(self, work: Work, answer: Answer) -> Conclusion:
-        """Draw the conclusion of an answer, for the receipts (returned) and for account health (changed here)."""
+        """Draw the conclusion of an answer.
+
+        For the receipts (returned) and for account health (changed here).
+        """
         match answer:
             case Answered():
                 return self._answered(work, answer)
@@ -483,7 +494,10 @@ class AccountFlusher:
         return conclusion
 
     def _blame(self, conclusion: Conclusion, fault: Refused) -> None:
-        """Count a refusal if there is evidence and the account is not in question; else the account is rejecting."""
+        """Count a refusal if there is evidence and the account is not in question.
+
+        Else the account is rejecting.
+        """
         request_id = fault.request_id
         if self.health.state is not HealthState.REJECTING and self._evidence.against(request_id):
             conclusion.refused.append(fault)
@@ -513,8 +527,8 @@ class AccountFlusher:
         )
         self._say(
             error.code,
-            f"Smartswitch refuses the login or password ({error.code}: {error.title}); nothing is lost, sending stops but for"
-            " probes. Correct the credentials and reload",
+            f"Smartswitch refuses the login or password ({error.code}: {error.title}); nothing is lost,"
+            " sending stops but for probes. Correct the credentials and reload",
         )
         return Conclusion(returned=work.request_ids)
 
@@ -552,7 +566,10 @@ class AccountFlusher:
         return self._evidence.acknowledged > aside.acknowledged_before
 
     def _own_fault(self, request_id: int) -> bool:
-        """Whether an outage that this receipt drew alone says nothing about the account: it has done so before, and others go through."""
+        """Whether an outage that this receipt drew alone says nothing about the account.
+
+        It has done so before, and others go through.
+        """
         if self.health.state is not HealthState.OPEN or not self._others_succeeded(request_id):
             return False
         aside = self._asides.get(request_id)

@@ -13,8 +13,8 @@ def cut_batch(
 ) -> Cut:
     """Decide how many of the oldest ``waiting`` receipts (at least one) make a batch now.
 
-    A full batch goes at once; one that is not stays open until its oldest receipt has waited for ``linger_ms``. A receipt from the
-    future (the clock was set back) does not linger.
+    A full batch goes at once; one that is not stays open until its oldest receipt has waited for
+    ``linger_ms``. A receipt from the future (the clock was set back) does not linger.
     """
     take = wire.fitting(waiting, budget_bytes=budget_bytes, max_receipts=limit)
     if take >= limit or take < len(waiting):

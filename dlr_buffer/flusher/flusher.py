@@ -39,7 +39,10 @@ class AccountBook(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AccountPlan:
-    """An account as configured; ``connect`` opens its connection, ``connection_key`` changes when a new one is needed."""
+    """An account as configured; ``connect`` opens its connection.
+
+    ``connection_key`` changes when a new one is needed.
+    """
 
     settings: FlushSettings
     connect: Callable[[], Upstream]

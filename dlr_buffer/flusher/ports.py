@@ -1,4 +1,7 @@
-"""What the flusher needs of others: the Outbox (storage), an Upstream (Smartswitch), and the settings of an account."""
+"""What the flusher needs of others.
+
+The Outbox (storage), an Upstream (Smartswitch), and the settings of an account.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Outbox(Protocol):
     async def claim(
         self, account: str, *, limit: int, excluding: Container[int], cut: Callable[[Sequence[Receipt]], Cut]
     ) -> Claim:
-        """Claim the oldest fresh receipts of an account but ``excluding``, as many of ``limit`` as ``cut`` takes."""
+        """Claim the oldest fresh receipts of an account but ``excluding``.
+
+        As many of ``limit`` as ``cut`` takes.
+        """
         ...
 
     async def claim_due(

@@ -1,9 +1,10 @@
 """Who is to blame: evidence, suspects, and receipts set aside. Memory of one account, no I/O.
 
-`Evidence` answers DESIGN §4's question whether another receipt was acknowledged since this one's first attempt. `Suspects` holds what a
-bisection has still to send, in memory, so that it goes on after an outage. `Asides` holds receipts that alone drew outages, so that one poison
-receipt neither stops an account nor stays at the head of its queue. All of it is lost with the process: then suspicion begins
-anew, and nothing else is harmed.
+`Evidence` answers DESIGN §4's question whether another receipt was acknowledged since this one's first
+attempt. `Suspects` holds what a bisection has still to send, in memory, so that it goes on after an outage.
+`Asides` holds receipts that alone drew outages, so that one poison receipt neither stops an account nor stays
+at the head of its queue. All of it is lost with the process: then suspicion begins anew, and nothing else is
+harmed.
 """
 
 from __future__ import annotations
@@ -155,7 +156,10 @@ class Asides:
             self._asides.pop(request_id, None)
 
     def due(self, now_ms: int, horizon_ms: int) -> int | None:
-        """One whose wait is over, if any; one more than ``horizon_ms`` ahead counts as due (the clock was set back)."""
+        """One whose wait is over, if any.
+
+        One more than ``horizon_ms`` ahead counts as due (the clock was set back).
+        """
         return next(
             (
                 each

@@ -1,1 +1,4 @@
-"""The receipt queue: use cases (`queue`), the Store protocol they need (`store`), and selections (`selection`)."""
+"""The receipt queue: use cases (`queue`), the Store protocol they need (`store`).
+
+And selections (`selection`).
+"""

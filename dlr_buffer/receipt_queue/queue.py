@@ -1,7 +1,8 @@
 """The use cases of the queue: what an app or an admin can ask, in the words of the contract.
 
-Items are validated and accounts resolved here, bulk work is cut into chunks that let others in between, and the rest is
-the Store's. HTTP, JSON and who may ask live in `dlr_buffer.local_api`; sending lives in `dlr_buffer.flusher`.
+Items are validated and accounts resolved here, bulk work is cut into chunks that let others in between, and
+the rest is the Store's. HTTP, JSON and who may ask live in `dlr_buffer.local_api`; sending lives in
+`dlr_buffer.flusher`.
 """
 
 from __future__ import annotations
@@ -21,14 +22,6 @@ from dlr_buffer.messages import (
     check_message_id,
     check_validity_period,
 )
-from dlr_buffer.selection import (
-    ActionCount,
-    MessageAction,
-    MessageFilter,
-    MessageName,
-    Page,
-    ReceiptFilter,
-)
 from dlr_buffer.receipt_queue.store import Store
 from dlr_buffer.receipts import (
     MessageView,
@@ -39,6 +32,14 @@ from dlr_buffer.receipts import (
     ReceiptView,
     Registered,
     Reported,
+)
+from dlr_buffer.selection import (
+    ActionCount,
+    MessageAction,
+    MessageFilter,
+    MessageName,
+    Page,
+    ReceiptFilter,
 )
 
 CHUNK = 1000
@@ -58,8 +59,11 @@ class QueueSettings:
 
 
 @dataclass(slots=True)
-class Interrupted(Exception):  # noqa: N818 - not an error of its own: it carries the cause and the part that is done
-    """A bulk request broke off in the middle: ``done`` are the results so far (committed), ``cause`` is why."""
+class Interrupted(Exception):
+    """A bulk request broke off in the middle.
+
+    ``done`` are the results so far (committed), ``cause`` is why.
+    """
 
     done: Sequence[Registered | Reported | DlrBufferError]
     cause: DlrBufferError
@@ -109,7 +113,10 @@ class ReceiptQueue:
         return await self._in_chunks(items, self._checked_registration, store)
 
     async def report(self, items: Sequence[Report | DlrBufferError]) -> list[Reported | DlrBufferError]:
-        """Report many states, in order, each as if sent singly; raises Interrupted if the store fails in the middle."""
+        """Report many states, in order, each as if sent singly.
+
+        Raises Interrupted if the store fails in the middle.
+        """
 
         async def store(chunk: Sequence[Report]) -> Sequence[Reported | DlrBufferError]:
             settings = self.settings

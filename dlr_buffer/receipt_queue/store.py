@@ -1,7 +1,7 @@
 """What the receipt queue needs of a database: the Store protocol and the records that cross it.
 
-Declared here, beside its consumer; `dlr_buffer.storage` fulfils it without importing this package's use cases. Claiming
-and settling, which only the flusher needs, are declared beside the flusher.
+Declared here, beside its consumer; `dlr_buffer.storage` fulfils it without importing this package's use
+cases. Claiming and settling, which only the flusher needs, are declared beside the flusher.
 """
 
 from __future__ import annotations
@@ -11,14 +11,6 @@ from typing import Protocol
 
 from dlr_buffer.errors import DlrBufferError
 from dlr_buffer.messages import Message, Registration, Report
-from dlr_buffer.selection import (
-    ActionCount,
-    MessageAction,
-    MessageFilter,
-    MessageName,
-    Page,
-    ReceiptFilter,
-)
 from dlr_buffer.receipts import (
     MessageView,
     QueueCounts,
@@ -29,13 +21,21 @@ from dlr_buffer.receipts import (
     Registered,
     Reported,
 )
+from dlr_buffer.selection import (
+    ActionCount,
+    MessageAction,
+    MessageFilter,
+    MessageName,
+    Page,
+    ReceiptFilter,
+)
 
 
 class Store(Protocol):
     """A durable queue. Every method that changes something returns after commit and sync, or raises.
 
-    All raise StoreUnavailable if the database fails, StorageFull if the disk is full, and Overloaded if too many changes
-    wait already; after any of these nothing of the call is stored.
+    All raise StoreUnavailable if the database fails, StorageFull if the disk is full, and Overloaded if too
+    many changes wait already; after any of these nothing of the call is stored.
     """
 
     async def register(
@@ -52,7 +52,10 @@ class Store(Protocol):
         register_in: frozenset[str],
         now_ms: int,
     ) -> list[Reported | DlrBufferError]:
-        """Report states in order; an unknown message is registered if its account is in ``register_in``, else NotFound."""
+        """Report states in order; an unknown message is registered if its account is in ``register_in``.
+
+        Else NotFound.
+        """
         ...
 
     async def message(self, name: MessageName) -> MessageView | None:

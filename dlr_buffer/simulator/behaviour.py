@@ -63,7 +63,7 @@ def draw_fault(rates: Mapping[FaultKind, float], random: Random) -> FaultKind | 
     return None
 
 
-def decide(
+def decide(  # noqa: PLR0913 - the parts of one request
     method: str,
     path: str,
     arguments: Arguments,

@@ -31,6 +31,9 @@ _FAILED = 1
 _USAGE = 2
 
 
+_LAST_PORT = 65_535
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `dlr-buffer simulate` to its parser; `run` reads them."""
     parser.description = (
@@ -117,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _settings(args: argparse.Namespace) -> SimulatorSettings:
     faults: dict[FaultKind, float] = dict(args.fault)
-    password = "PASSWORD"
+    password = "PASSWORD"  # noqa: S105 - the seed's own example
     if args.password_file is not None:
         password = args.password_file.read_text(encoding="utf-8").removesuffix("\n").removesuffix("\r")
     known = None
@@ -240,7 +243,7 @@ def _fail(problem: str, code: int) -> int:
 def _address(text: str) -> tuple[str, int]:
     host, colon, digits = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not digits.isascii() or not digits.isdecimal() or int(digits) > 65535:
+    if not colon or not digits.isascii() or not digits.isdecimal() or int(digits) > _LAST_PORT:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, e.g. 127.0.0.1:8080")
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback

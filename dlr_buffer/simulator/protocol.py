@@ -68,16 +68,14 @@ def read_arguments(target: str, content_type: str, body: bytes) -> Arguments:
     are not a problem of form: ``login`` or ``password`` is None then. Never raises.
     """
     _, _, query = target.partition("?")
+    if body and content_type.partition(";")[0].strip().lower() != _FORM:
+        return Arguments(problem=f"a body has to be {_FORM}; leave it empty to use the query")
+    if body and query:
+        return Arguments(problem="the arguments are either in the query or in the body, not in both")
     try:
-        if not body:
-            pairs = _pairs(query, _QUERY)
-        elif content_type.partition(";")[0].strip().lower() != _FORM:
-            raise _ArgumentError(f"a body has to be {_FORM}; leave it empty to use the query")
-        elif query:
-            raise _ArgumentError("the arguments are either in the query or in the body, not in both")
-        else:
-            pairs = _pairs(body.decode("ascii", "replace"), _FORM_BODY)
-        return _arguments(pairs)
+        if body:
+            return _arguments(_pairs(body.decode("ascii", "replace"), _FORM_BODY))
+        return _arguments(_pairs(query, _QUERY))
     except _ArgumentError as problem:
         return Arguments(problem=str(problem))
 
@@ -96,7 +94,10 @@ def _pairs(text: str, allowed: re.Pattern[str]) -> dict[str, list[str]]:
     for pair in text.split("&") if text else ():
         name, equals, value = pair.partition("=")
         if "%" in pair or (plus_is_space and "+" in pair):
-            name, value = _decoded(name, plus_is_space), _decoded(value, plus_is_space)
+            name, value = (
+                _decoded(name, plus_is_space=plus_is_space),
+                _decoded(value, plus_is_space=plus_is_space),
+            )
         if not equals or name not in _NAMES:
             raise _ArgumentError("an argument is none of " + ", ".join(sorted(_NAMES)))
         if name in found:
@@ -106,7 +107,7 @@ def _pairs(text: str, allowed: re.Pattern[str]) -> dict[str, list[str]]:
     return found
 
 
-def _decoded(text: str, plus_is_space: bool) -> str:
+def _decoded(text: str, *, plus_is_space: bool) -> str:
     if plus_is_space:
         text = text.replace("+", " ")
     try:

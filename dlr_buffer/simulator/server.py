@@ -217,10 +217,10 @@ class Simulator:
         self.on_exchange = on_exchange
         self._settings = settings or SimulatorSettings()
         self.record = Record(self._settings.max_messages, self._settings.max_targets)
-        self._random = Random(self._settings.random_seed)
+        self._random = Random(self._settings.random_seed)  # noqa: S311 - which faults, not a secret
         self._next_response_id = self._settings.first_response_id or time.time_ns() // 1_000_000
         self._host = str(address)
-        self._family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        self._family = socket.AF_INET6 if isinstance(address, ipaddress.IPv6Address) else socket.AF_INET
         self._port = port
         self._socket: socket.socket | None = None
         self._listening = False
@@ -238,7 +238,7 @@ class Simulator:
     @settings.setter
     def settings(self, settings: SimulatorSettings) -> None:
         if settings.random_seed != self._settings.random_seed:
-            self._random = Random(settings.random_seed)
+            self._random = Random(settings.random_seed)  # noqa: S311 - which faults, not a secret
         if settings.first_response_id not in (None, self._settings.first_response_id):
             self._next_response_id = settings.first_response_id or 0
         self._settings = settings
@@ -294,7 +294,7 @@ class Simulator:
         """Stop."""
         await self.stop()
 
-    async def wait_for(self, predicate: Callable[[Record], bool], timeout: float = 10.0) -> None:
+    async def wait_for(self, predicate: Callable[[Record], bool], timeout: float = 10.0) -> None:  # noqa: ASYNC109 - a test states its patience
         """Return once ``predicate`` holds for the record, looking again at every request and answer.
 
         Raises TimeoutError with the record's counters after ``timeout`` seconds.
@@ -317,7 +317,7 @@ class Simulator:
         """Bind without listening: connections are refused, but the port is ours."""
         sock = socket.socket(self._family, socket.SOCK_STREAM)
         try:
-            sock.setblocking(False)
+            sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((self._host, self._port))
         except BaseException:
@@ -365,7 +365,7 @@ class Simulator:
             sock, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        sock.setblocking(False)
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
         task = asyncio.get_running_loop().create_task(self._serve(sock))
         self._connections.add(task)
         task.add_done_callback(self._finish)
@@ -442,7 +442,7 @@ class Simulator:
         unread, closed = connection.http.trailing_data
         if closed or connection.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
-        if error.error_status_hint == 431 and b"\n" not in unread:
+        if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE and b"\n" not in unread:
             answer, outcome = _line_too_long(self._settings), Outcome.TOO_LONG
         else:
             detail = "The request is not HTTP/1.1 as RFC 9112 has it"
@@ -518,7 +518,7 @@ class Simulator:
             try:
                 if waiter.predicate(self.record):
                     waiter.future.set_result(None)
-            except Exception as error:  # the predicate is the waiter's: so is its failure
+            except Exception as error:  # noqa: BLE001 - the predicate is the waiter's: so is its failure
                 waiter.future.set_exception(error)
 
     # -- the record, served ----------------------------------------------------------------------------------

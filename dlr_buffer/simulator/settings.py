@@ -15,6 +15,10 @@ MAX_REQUEST_LINE = 1_000_000
 """The largest ``max_request_line`` in bytes: a head is never read beyond about this size."""
 
 
+_FIRST_FINAL = 200
+_LAST = 599
+
+
 class FaultKind(StrEnum):
     """One way to misbehave; at most one is drawn for each request.
 
@@ -120,7 +124,7 @@ class SimulatorSettings:
             )
         if self.latency < 0 or self.latency_jitter < 0:
             raise ValueError("latency and its jitter cannot be negative")
-        if self.always_status is not None and not 200 <= self.always_status <= 599:
+        if self.always_status is not None and not _FIRST_FINAL <= self.always_status <= _LAST:
             raise ValueError(
                 f"always_status has to be a final HTTP status, 200 to 599, not {self.always_status}"
             )

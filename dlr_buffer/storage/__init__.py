@@ -1,1 +1,4 @@
-"""The durable queue. Only this package knows SQLAlchemy; `store` is its face, see there for how the parts fit."""
+"""The durable queue. Only this package knows SQLAlchemy.
+
+`store` is its face, see there for how the parts fit.
+"""

@@ -1,7 +1,8 @@
 """What is in flight: claims kept in memory, because on SQLite one daemon holds the queue.
 
-A claim is gone with the process, so nothing has to be cleaned up after a crash (and no row is written for one: measured, 1.7
-times faster than claims in rows). Only the writer's thread changes a `Claims`; others may look.
+A claim is gone with the process, so nothing has to be cleaned up after a crash (and no row is written for
+one: measured, 1.7 times faster than claims in rows). Only the writer's thread changes a `Claims`; others may
+look.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ class Claims:
             self._next_fresh[account_id] = request_id
 
     def count_attempt(self, request_id: int) -> None:
-        """Remember a time on the wire that is not written to the row: an outage rewrites no receipt (DESIGN §4)."""
+        """Remember a time on the wire that is not written to the row.
+
+        An outage rewrites no receipt (DESIGN §4).
+        """
         self._unwritten_attempts[request_id] = self._unwritten_attempts.get(request_id, 0) + 1
 
     def unwritten_attempts(self, request_id: int) -> int:

@@ -37,9 +37,10 @@ _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
 def wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
-    """Whether this SQLite has the WAL-reset bug (before 3.51.3) that several checkpointing connections can strike.
+    """Whether this SQLite has the WAL-reset bug (mended in 3.51.3).
 
-    Here one connection writes and alone checkpoints, so it cannot; the daemon still warns.
+    It takes several connections that checkpoint. Here one connection writes and alone checkpoints, so it
+    cannot strike; the daemon still warns.
     """
     return version < (3, 51, 3)
 
@@ -47,8 +48,9 @@ def wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> boo
 def make_engine(path: Path, *, cache_kib: int, read_only: bool) -> Engine:
     """Make an engine whose connections leave transactions to us.
 
-    pysqlite's default begins late and lets savepoints escape a rollback; with ``isolation_level=None`` it begins nothing,
-    and the writer says BEGIN IMMEDIATE and COMMIT itself. Readers can't write (``query_only``) and none but the writer checkpoints.
+    pysqlite's default begins late and lets savepoints escape a rollback; with ``isolation_level=None`` it
+    begins nothing, and the writer says BEGIN IMMEDIATE and COMMIT itself. Readers can't write
+    (``query_only``) and none but the writer checkpoints.
     """
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
@@ -70,7 +72,10 @@ def make_engine(path: Path, *, cache_kib: int, read_only: bool) -> Engine:
 
 
 def require_durable(connection: Connection) -> None:
-    """Switch to WAL and read back what promise 1 rests on; raises StoreUnavailable if the file system refuses it."""
+    """Switch to WAL and read back what promise 1 rests on.
+
+    Raises StoreUnavailable if the file system refuses it.
+    """
     mode = str(connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar())
     if mode.lower() != "wal":
         raise StoreUnavailable(

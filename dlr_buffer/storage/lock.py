@@ -1,7 +1,7 @@
 """The kernel lock that keeps a second daemon off the same queue.
 
-A lock on a file beside the database, held as long as the process lives: gone with it, whatever kills it. Locking the
-database file itself would clash with SQLite's own locks.
+A lock on a file beside the database, held as long as the process lives: gone with it, whatever kills it.
+Locking the database file itself would clash with SQLite's own locks.
 """
 
 from __future__ import annotations

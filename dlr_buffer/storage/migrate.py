@@ -1,8 +1,8 @@
 """Bringing a database to the schema of this program, in a process of its own.
 
-The daemon only compares the version (one query); if migrations have to run, a child process runs them with Alembic, which so
-never stays in the daemon's memory. A database that a newer program made is refused, and so is a file that is something else.
-The migrations themselves are in `migrations/versions/`.
+The daemon only compares the version (one query); if migrations have to run, a child process runs them with
+Alembic, which so never stays in the daemon's memory. A database that a newer program made is refused, and so
+is a file that is something else. The migrations themselves are in `migrations/versions/`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def ensure_schema(path: Path) -> None:
         return
     if version is not None and version not in KNOWN:
         raise StoreUnavailable(
-            f"{path} has the schema {version}, which this program does not know: a newer dlr-buffer made it; run that one",
+            f"{path} has the schema {version}, which this program does not know: a newer dlr-buffer made it;"
+            " run that one",
             fatal=True,
         )
-    child = subprocess.run(  # noqa: S603 - our own module
+    child = subprocess.run(
         [sys.executable, "-m", "dlr_buffer.storage.migrate"],
         input=str(path),
         capture_output=True,
@@ -82,10 +83,10 @@ def _version(path: Path) -> str | None:
 
 def upgrade(path: Path, revision: str = "head") -> None:
     """Run the migrations as one transaction, here and now; needs Alembic."""
-    from alembic import command  # noqa: PLC0415 - only the child process may import it
-    from alembic.config import Config  # noqa: PLC0415 - only the child process may import it
+    from alembic import command
+    from alembic.config import Config
 
-    from dlr_buffer.storage.connection import make_engine, require_durable  # noqa: PLC0415 - as above
+    from dlr_buffer.storage.connection import make_engine, require_durable
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))

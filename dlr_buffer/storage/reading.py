@@ -1,7 +1,7 @@
 """Reading the queue: look-ups, lists in pages, and what `status` shows; on connections that cannot write.
 
-Reads are cut into windows of ids, so that none holds a snapshot of the log for long and none needs memory that grows with the
-queue. Who reads when is `store`'s.
+Reads are cut into windows of ids, so that none holds a snapshot of the log for long and none needs memory
+that grows with the queue. Who reads when is `store`'s.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class Reader:
         ).all()
         return [(row.id, self._message(row)) for row in rows]
 
-    def receipts(
+    def receipts(  # noqa: PLR0913 - one query's parts, by name
         self,
         connection: Connection,
         where: list[ColumnElement[bool]],
@@ -245,7 +245,10 @@ class Reader:
         after: int,
         limit: int,
     ) -> tuple[list[Receipt], int | None]:
-        """The next receipts of a filter; by the partial indexes where only unsettled or dead ones are asked for."""
+        """The next receipts of a filter.
+
+        By the partial indexes where only unsettled or dead ones are asked for.
+        """
         if statuses <= {ReceiptStatus.PENDING, ReceiptStatus.HELD, ReceiptStatus.DEAD}:
             return self._indexed(connection, where, account_ids, statuses, after=after, limit=limit)
         found: list[Receipt] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 from sqlalchemy import bindparam, insert, update
@@ -64,41 +65,84 @@ def new_receipt(row: MessageRow, request_id: int, state: int, now: int) -> Row:
     }
 
 
-def report(tx: Transaction, items: Sequence[ReportItem]) -> list[Reported | DlrBufferError]:
-    """Report in order; the outcome of each item depends only on the queue and on the items before it."""
-    known = known_by_account(tx, [(item.account_id, item.message_id) for item in items])
-    registered: dict[int, MessageRow] = {}
-    changed: dict[int, MessageRow] = {}
-    before: dict[int, int] = {}
-    receipts: dict[int, Row] = {}
-    newer_of: dict[int, int] = {}
-    outcomes: list[Reported | DlrBufferError] = []
-    now = 0
-    for item in items:
-        now = item.now
-        key = (item.account_id, item.message_id)
-        row = known.get(key)
-        if row is None:
-            if not item.may_register:
-                outcomes.append(
-                    NotFound(
-                        f"message {item.message_id!r} was never registered for account {item.account!r}; register it first"
-                    )
-                )
-                continue
+@dataclass(slots=True)
+class _Gathered:
+    """What a run of reports comes to, before it is written."""
+
+    tx: Transaction
+    known: dict[tuple[int, str], MessageRow]
+    registered: dict[int, MessageRow] = field(default_factory=dict)
+    changed: dict[int, MessageRow] = field(default_factory=dict)
+    before: dict[int, int] = field(default_factory=dict)
+    receipts: dict[int, Row] = field(default_factory=dict)
+    newer_of: dict[int, int] = field(default_factory=dict)
+
+    def message(self, item: ReportItem) -> MessageRow | None:
+        """The message that is reported on; an unknown one is registered if it may be."""
+        row = self.known.get((item.account_id, item.message_id))
+        if row is None and item.may_register:
             row = MessageRow(
-                id=tx.take_message(),
+                id=self.tx.take_message(),
                 account_id=item.account_id,
                 message_id=item.message_id,
                 state=schema.WAITING,
                 implicit=1,
-                registered_at=now,
-                expires_at=now + item.default_validity_ms,
-                changed_at=now,
+                registered_at=item.now,
+                expires_at=item.now + item.default_validity_ms,
+                changed_at=item.now,
                 receipt_id=0,
             )
-            tx.expect_expiry_at(row.expires_at)
-            known[key] = registered[row.id] = row
+            self.tx.expect_expiry_at(row.expires_at)
+            self.known[item.account_id, item.message_id] = self.registered[row.id] = row
+        return row
+
+    def accept(self, item: ReportItem, row: MessageRow) -> Receipt:
+        """Take a new state on, with the receipt that tells it."""
+        request_id = self.tx.take_request_id()
+        code = schema.STATE_CODES[item.state]
+        self.receipts[request_id] = new_receipt(row, request_id, code, item.now)
+        if row.receipt_id in self.receipts:
+            # superseded by a neighbour in the same transaction: it never waits
+            self.receipts[row.receipt_id].update(status=schema.SUPERSEDED, settled_at=item.now)
+            self.tx.events["superseded"] += 1
+        elif row.receipt_id > 0:
+            self.newer_of[row.receipt_id] = request_id
+        if row.id not in self.registered:
+            self.before.setdefault(row.id, row.state)
+            self.changed[row.id] = row
+        row.state, row.changed_at, row.receipt_id = code, item.now, request_id
+        return Receipt(
+            request_id, item.account, item.message_id, item.state, ReceiptStatus.PENDING, 0, 0, item.now
+        )
+
+    def write(self, now: int) -> None:
+        """Write all of it."""
+        tx = self.tx
+        if self.registered:
+            tx.connection.execute(INSERT_MESSAGES, [as_columns(row) for row in self.registered.values()])
+            for row in self.registered.values():
+                tx.move_message(row.account_id, None, row.state)
+            tx.events["registered"] += len(self.registered)
+        change_states(tx, list(self.changed.values()), self.before)
+        tx.supersede(self.newer_of, now)
+        add_receipts(tx, list(self.receipts.values()))
+        tx.events["reported"] += len(self.receipts)
+
+
+def report(tx: Transaction, items: Sequence[ReportItem]) -> list[Reported | DlrBufferError]:
+    """Report in order; the outcome of each item depends only on the queue and on the items before it."""
+    gathered = _Gathered(tx, known_by_account(tx, [(item.account_id, item.message_id) for item in items]))
+    outcomes: list[Reported | DlrBufferError] = []
+    for item in items:
+        row = gathered.message(item)
+        if row is None:
+            outcomes.append(
+                NotFound(
+                    f"message {item.message_id!r} was never registered for account {item.account!r};"
+                    " register it first"
+                )
+            )
+            continue
         current = schema.STATES.get(row.state)
         match judge_report(current, item.state):
             case Verdict.REPEATED:
@@ -107,42 +151,9 @@ def report(tx: Transaction, items: Sequence[ReportItem]) -> list[Reported | DlrB
                 tx.events["late_reports"] += 1
                 outcomes.append(MessageFinal(str(current)))
             case Verdict.NEW:
-                request_id = tx.take_request_id()
-                code = schema.STATE_CODES[item.state]
-                receipts[request_id] = new_receipt(row, request_id, code, now)
-                if row.receipt_id in receipts:
-                    # superseded by a neighbour in the same transaction: it never waits
-                    receipts[row.receipt_id].update(status=schema.SUPERSEDED, settled_at=now)
-                elif row.receipt_id > 0:
-                    newer_of[row.receipt_id] = request_id
-                if row.id not in registered:
-                    before.setdefault(row.id, row.state)
-                    changed[row.id] = row
-                row.state, row.changed_at, row.receipt_id = code, now, request_id
-                outcomes.append(
-                    Reported(
-                        public_message(item.account, row),
-                        Receipt(
-                            request_id,
-                            item.account,
-                            item.message_id,
-                            item.state,
-                            ReceiptStatus.PENDING,
-                            0,
-                            0,
-                            now,
-                        ),
-                    )
-                )
-    if registered:
-        tx.connection.execute(INSERT_MESSAGES, [as_columns(row) for row in registered.values()])
-        for row in registered.values():
-            tx.move_message(row.account_id, None, row.state)
-        tx.events["registered"] += len(registered)
-    change_states(tx, list(changed.values()), before)
-    tx.supersede(newer_of, now)
-    add_receipts(tx, list(receipts.values()))
-    tx.events["reported"] += len(receipts)
+                receipt = gathered.accept(item, row)
+                outcomes.append(Reported(public_message(item.account, row), receipt))
+    gathered.write(items[-1].now if items else 0)
     return outcomes
 
 

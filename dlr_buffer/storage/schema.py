@@ -1,12 +1,13 @@
 """The tables of the queue, their constraints and indexes, and how states are written in them.
 
-The schema that Alembic's migrations build must equal what stands here (a test compares them). Statements live in the
-modules beside this one, migrations in `migrations/`.
+The schema that Alembic's migrations build must equal what stands here (a test compares them). Statements live
+in the modules beside this one, migrations in `migrations/`.
 
-What was measured for the indexes is told in docs/decisions/0003-schema.md. In short: a report touches one page of
-``messages`` and the tail of ``receipts`` and nothing else, so ``messages`` has no index on a column that a report changes, a
-message points at its newest receipt (``receipt_id``) and each receipt at the one before (``previous_id``) instead of an index
-on ``receipts(message)``, and a row does not grow when it is reported on.
+What was measured for the indexes is told in docs/decisions/0003-schema.md. In short: a report touches one
+page of ``messages`` and the tail of ``receipts`` and nothing else, so ``messages`` has no index on a column
+that a report changes, a message points at its newest receipt (``receipt_id``) and each receipt at the one
+before (``previous_id``) instead of an index on ``receipts(message)``, and a row does not grow when it is
+reported on.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ HEAD: Final = "0001"
 """The newest migration; a database with another one is migrated, or refused if it is unknown."""
 
 WAITING: Final = 2
-"""How a message without any reported state is written. (SQLite writes 0, 1 and NULL without a byte; starting at 2, a row
-keeps its length when its state changes, and its page need not be split.)"""
+"""How a message without any reported state is written. (SQLite writes 0, 1 and NULL without a byte.
+
+Starting at 2, a row keeps its length when its state changes, and its page need not be split.)
+"""
 
 STATE_CODES: Final[dict[MessageState, int]] = {
     MessageState.ENROUTE: 3,
@@ -92,7 +95,8 @@ messages = Table(
     Column("expires_at", Integer, nullable=False),
     # since when it is in its state; while waiting that is registered_at
     Column("changed_at", Integer, nullable=False),
-    # its newest receipt; not positive if there is none (a negative number of the same length reserves the bytes)
+    # its newest receipt; not positive if there is none (a negative number of the same length reserves the
+    # bytes)
     Column("receipt_id", Integer, nullable=False),
     CheckConstraint(f"state BETWEEN {WAITING} AND 9", name="messages_state"),
     CheckConstraint("implicit IN (0, 1)", name="messages_implicit"),
@@ -104,7 +108,8 @@ messages = Table(
     CheckConstraint(f"receipt_id <= 0 OR state > {WAITING}", name="messages_receipt"),
 )
 Index("messages_name", messages.c.account_id, messages.c.message_id, unique=True)
-# Plain on purpose: a partial index on what waits would be rewritten by every report (half the rate, measured).
+# Plain on purpose: a partial index on what waits would be rewritten by every report (half the rate,
+# measured).
 Index("messages_expiry", messages.c.expires_at)
 
 receipts = Table(
@@ -148,7 +153,10 @@ receipts = Table(
 
 
 def has_status(code: int) -> ColumnElement[bool]:
-    """A condition on the status with the code written out: SQLite does not match a bound one to a partial index."""
+    """A condition on the status with the code written out.
+
+    SQLite does not match a bound one to a partial index.
+    """
     return receipts.c.status == literal_column(str(code))
 
 

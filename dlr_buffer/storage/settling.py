@@ -1,7 +1,7 @@
 """Claiming receipts for the wire, and settling what came of it.
 
-Claims are memory only (see `claims`); settling a batch is part of one transaction. An outage changes no row: its receipts are
-only given back.
+Claims are memory only (see `claims`); settling a batch is part of one transaction. An outage changes no row:
+its receipts are only given back.
 """
 
 from __future__ import annotations
@@ -157,7 +157,10 @@ _LOOK_AHEAD = 64
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """What came of one request (or of claims given back): ids of one account, each in at most one of the three."""
+    """What came of one request (or of claims given back).
+
+    Ids of one account, each in at most one of the three.
+    """
 
     account: str
     account_id: int
@@ -284,7 +287,10 @@ def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
 
 
 class Claimer:
-    """Reads what can be sent; runs on the writer's thread between transactions, so that it sees every commit."""
+    """Reads what can be sent; runs on the writer's thread between transactions.
+
+    So that it sees every commit.
+    """
 
     def __init__(self, claims: Claims) -> None:
         """Claim in ``claims``."""
@@ -302,7 +308,8 @@ class Claimer:
     ) -> tuple[Claim, list[int]]:
         """Claim the oldest fresh receipts, as many as ``cut`` takes of them.
 
-        Returns the claim and the ids of stale receipts that a crash left behind: a newer one exists, so they are to be superseded.
+        Returns the claim and the ids of stale receipts that a crash left behind: a newer one exists, so they
+        are to be superseded.
         """
         claims = self._claims
         start = first = claims.next_fresh(account_id)
@@ -346,7 +353,9 @@ class Claimer:
         horizon_ms: int,
         excluding: Container[int],
     ) -> tuple[DueClaim, list[int]]:
-        """Claim one receipt whose own backoff is over; one further than ``horizon_ms`` ahead counts as due too.
+        """Claim one receipt whose own backoff is over.
+
+        One further than ``horizon_ms`` ahead counts as due too.
 
         (After a leap of the clock backward a deadline could lie days ahead.)
         """

@@ -1,4 +1,7 @@
-"""What admins do to rows: retry, hold, release and delete receipts; expire and delete messages; pause accounts."""
+"""What admins do to rows: retry, hold, release and delete receipts; expire and delete messages.
+
+Pause accounts.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,10 @@ Counted = tuple[int, int, int]
 
 
 def chain(tx: Transaction, newest: int) -> list[Any]:
-    """The receipts of a message from the newest back, as (request_id, previous_id, status, account_id) rows."""
+    """The receipts of a message from the newest back, as (request_id, previous_id, status.
+
+    Account_id) rows.
+    """
     rows: list[Any] = []
     at: int | None = newest
     while at is not None and at > 0:
@@ -220,7 +226,10 @@ def steer_messages(
     now: int,
     dry_run: bool,
 ) -> Counted:
-    """Expire (those without final state) or delete messages; one with a receipt in flight can't be deleted."""
+    """Expire (those without final state) or delete messages.
+
+    One with a receipt in flight can't be deleted.
+    """
     rows = list(known_by_account(tx, names).values())
     if not delete_them:
         taken = [row for row in rows if row.state < schema.FIRST_FINAL]

@@ -1,7 +1,7 @@
 """The durable queue on SQLite: composes writer, claims and readers behind the protocols of the layers above.
 
-`SqliteStore` fulfils the receipt queue's Store, the flusher's Outbox, and what expiry and retention need. It only turns calls
-into commands; what they do is in the modules beside this one.
+`SqliteStore` fulfils the receipt queue's Store, the flusher's Outbox, and what expiry and retention need. It
+only turns calls into commands; what they do is in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class ClockMark:
-    """The clock as the last sweep saw it (DESIGN §8), and whether expiry is stopped; wall times in milliseconds."""
+    """The clock as the last sweep saw it (DESIGN §8), and whether expiry is stopped.
+
+    Wall times in milliseconds.
+    """
 
     boot_id: str | None = None
     offset_ms: int | None = None
@@ -115,8 +118,8 @@ class StoreListeners:
 class SqliteStore:
     """A queue in one SQLite file, held by this process alone.
 
-    Methods that change something return after commit and sync. They raise StoreUnavailable, StorageFull or Overloaded, and then
-    nothing of the call is stored.
+    Methods that change something return after commit and sync. They raise StoreUnavailable, StorageFull or
+    Overloaded, and then nothing of the call is stored.
     """
 
     def __init__(  # noqa: PLR0913 - facts of one opened database, all by name, made in `open`
@@ -158,7 +161,7 @@ class SqliteStore:
     # Opening and closing
 
     @classmethod
-    async def open(
+    async def open(  # noqa: PLR0913 - facts of one database, all by name
         cls,
         path: Path,
         *,
@@ -204,8 +207,8 @@ class SqliteStore:
             ensure_schema(path)
             if wal_reset_bug():
                 _log.warning(
-                    "SQLite %s has the WAL-reset bug (mended in 3.51.3); it can't strike here, where one connection writes"
-                    " and alone checkpoints: let no other program write to %s",
+                    "SQLite %s has the WAL-reset bug (mended in 3.51.3); it can't strike here, where one"
+                    " connection writes and alone checkpoints: let no other program write to %s",
                     sqlite3.sqlite_version,
                     path,
                 )
@@ -556,7 +559,10 @@ class SqliteStore:
         policy: RefusalPolicy,
         now_ms: int,
     ) -> Settled:
-        """Write what came of a request and end its claims; ``returned`` alone, unless overtaken, writes nothing."""
+        """Write what came of a request and end its claims.
+
+        ``returned`` alone, unless overtaken, writes nothing.
+        """
         account_id = self._account_id(account)
         claims = self._writer.claims
         if not acknowledged and not refused and not any(claims.overtaken(each) for each in returned):
@@ -595,7 +601,10 @@ class SqliteStore:
     async def purge_candidates(
         self, *, after: int, settled_before_ms: int, dead_before_ms: int
     ) -> tuple[list[int], int | None]:
-        """Receipts whose retention is over, found on a reader; and where to go on (None: the walk is done)."""
+        """Receipts whose retention is over, found on a reader.
+
+        And where to go on (None: the walk is done).
+        """
         return await self._read(
             lambda connection: sweeping.purge_candidates(
                 connection,
@@ -775,8 +784,8 @@ class SqliteStore:
 class _OldestWaiting:
     """A slow walk over the messages that finds each account's oldest waiting one.
 
-    One window a step. Messages only ever become final and new ones get higher numbers, so each account's mark only moves on:
-    to its oldest waiting message, or past what was looked at.
+    One window a step. Messages only ever become final and new ones get higher numbers, so each account's mark
+    only moves on: to its oldest waiting message, or past what was looked at.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """What time does to rows, in small chunks: messages expire, settled receipts and their messages are purged.
 
-Expiry follows the plain index on ``expires_at`` with a mark that says how far it has looked, so that a message is looked at once;
-the final ones among them are passed over. Retention walks the receipts in order of their ids. When to sweep is decided by
-`dlr_buffer.expiry` and `dlr_buffer.retention`.
+Expiry follows the plain index on ``expires_at`` with a mark that says how far it has looked, so that a
+message is looked at once; the final ones among them are passed over. Retention walks the receipts in order of
+their ids. When to sweep is decided by `dlr_buffer.expiry` and `dlr_buffer.retention`.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ _PURGE_WINDOW = (
 def purge_candidates(
     connection: Connection, *, after: int, settled_before: int, dead_before: int
 ) -> tuple[list[int], int | None]:
-    """Look (on a reader) for receipts whose retention is over; returns ids and where to go on, None at the end.
+    """Look (on a reader) for receipts whose retention is over.
+
+    Returns ids and where to go on, None at the end.
 
     A receipt can't have been settled before it was created, so the walk ends at the first that is too young.
     """
@@ -200,7 +202,8 @@ def purge(
 ) -> Purged:
     """Remove those of the named receipts whose retention is over, and messages with their last one.
 
-    The older receipts of a message go first, so that what is left of it stays linked; a message that waits stays.
+    The older receipts of a message go first, so that what is left of it stays linked; a message that waits
+    stays.
     """
     rows = tx.connection.execute(_PURGE, {"request_ids": json_array(request_ids)}).all()
     olders = [row.previous_id for row in rows if row.previous_id is not None]

@@ -1,7 +1,8 @@
 """One transaction of the writer: the connection, the numbers it hands out, the counters it must keep.
 
-Everything that a rollback has to undo lives in this object and is merged into the writer's memory only after COMMIT. Which rows
-are changed is the business of the modules that are given one (`registering`, `reporting`, `settling`, `steering`, `sweeping`).
+Everything that a rollback has to undo lives in this object and is merged into the writer's memory only after
+COMMIT. Which rows are changed is the business of the modules that are given one (`registering`, `reporting`,
+`settling`, `steering`, `sweeping`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ Row = dict[str, Any]
 
 
 def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
-    """``column IN`` the values of one JSON array bound as ``name``: one statement text whatever their number."""
+    """``column IN`` the values of one JSON array bound as ``name``.
+
+    One statement text whatever their number.
+    """
     values = func.json_each(bindparam(name)).table_valued("value")
     return column.in_(select(values.c.value))
 
@@ -151,7 +155,10 @@ class Transaction:
         return -self.numbers.next_request_id
 
     def expect_expiry_at(self, expires_at: int) -> None:
-        """Make sure that expiry will look at this time again, in case it is already past it (a clock set back)."""
+        """Make sure that expiry will look at this time again.
+
+        In case it is already past it (a clock set back).
+        """
         if expires_at <= self.numbers.swept_to:
             self.numbers.swept_to = expires_at - 1
             self.numbers.swept_message = 0
@@ -195,10 +202,12 @@ class Transaction:
         }
 
     def supersede(self, newer_of: dict[int, int], now: int) -> None:
-        """Make older receipts pointless: ``newer_of`` maps each older request_id to the newer one of its message.
+        """Make older receipts pointless.
 
-        Those that wait (pending, held, backing off) are superseded at once; one in flight is marked, and becomes so unless it comes
-        back acknowledged; settled ones stay as they are.
+        ``newer_of`` maps each older request_id to the newer one of its message.
+
+        Those that wait (pending, held, backing off) are superseded at once; one in flight is marked, and
+        becomes so unless it comes back acknowledged; settled ones stay as they are.
         """
         waiting: list[int] = []
         for older, newer in newer_of.items():
@@ -213,7 +222,10 @@ class Transaction:
         self.mark_superseded([(row.request_id, row.account_id, row.status) for row in changed], now)
 
     def mark_superseded(self, rows: Sequence[tuple[int, int, int]], now: int) -> None:
-        """Supersede these (request_id, account_id, present status); each must be pending or held, and intermediate."""
+        """Supersede these (request_id, account_id, present status).
+
+        Each must be pending or held, and intermediate.
+        """
         if not rows:
             return
         request_ids = [row[0] for row in rows]
@@ -263,4 +275,4 @@ class Transaction:
 def require_rows(found: int, expected: int, doing: str) -> None:
     """Fail the transaction if a guarded statement did not change every row that it was meant to."""
     if found != expected:
-        raise AssertionError(f"{doing}: {found} rows changed where {expected} were meant to")  # noqa: TRY003 - one place
+        raise AssertionError(f"{doing}: {found} rows changed where {expected} were meant to")

@@ -1,13 +1,14 @@
 """The writer: one thread, one writing connection, group commit.
 
-Callers submit commands and await them. The thread takes all that wait, runs them as one ``BEGIN IMMEDIATE … COMMIT``, and
-resolves each after the commit: many requests share one sync. A command that fails must not fail its neighbours, so if a group
-fails it is rolled back whole and each command is run again in a transaction of its own. (No savepoints: pysqlite's can escape
-a rollback.) It alone checkpoints, between groups, so the log stays bounded and SQLite's WAL-reset bug can't strike.
+Callers submit commands and await them. The thread takes all that wait, runs them as one ``BEGIN IMMEDIATE …
+COMMIT``, and resolves each after the commit: many requests share one sync. A command that fails must not fail
+its neighbours, so if a group fails it is rolled back whole and each command is run again in a transaction of
+its own. (No savepoints: pysqlite's can escape a rollback.) It alone checkpoints, between groups, so the log
+stays bounded and SQLite's WAL-reset bug can't strike.
 
-Order within a group: registrations and reports one by one, then what the flusher settles, admins' actions, a limited amount of
-bulk work, and at the most one chunk of a sweep; so bulk and sweeps hardly delay single requests. Claims are read between
-transactions. What the commands do is in the modules beside this one.
+Order within a group: registrations and reports one by one, then what the flusher settles, admins' actions, a
+limited amount of bulk work, and at the most one chunk of a sweep; so bulk and sweeps hardly delay single
+requests. Claims are read between transactions. What the commands do is in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import queue
 import threading
 from collections import Counter, deque
@@ -152,7 +152,8 @@ class Writer:
     ) -> Any:  # noqa: ANN401 - whatever the command returns
         """Have a command done and return what it returned, after its commit; raises what it raised.
 
-        Raises Overloaded if an app's command would wait behind too much, StoreUnavailable once the writer gave up.
+        Raises Overloaded if an app's command would wait behind too much, StoreUnavailable once the writer
+        gave up.
         """
         if self._failure is not None:
             raise self._failure
@@ -321,7 +322,7 @@ class Writer:
 
     def _checkpoint(self, connection: Connection) -> None:
         try:
-            if os.stat(self._wal).st_size < CHECKPOINT_BYTES:
+            if self._wal.stat().st_size < CHECKPOINT_BYTES:
                 return
         except FileNotFoundError:
             return

@@ -56,7 +56,7 @@ def test_the_layers_hold(project: Path) -> None:
         ("local_api/zz.py", "import httpx", "Only smartswitch knows httpx"),
         ("metrics.py", "from starlette.responses import Response", "Only local_api knows Starlette"),
         (
-            "expiry/zz.py",
+            "expiry.py",
             "from apscheduler.schedulers.asyncio import AsyncIOScheduler",
             "Only daemon knows APScheduler",
         ),
@@ -67,12 +67,11 @@ def test_the_layers_hold(project: Path) -> None:
 def test_a_breach_of_the_layers_is_found(project: Path, module: str, line: str, contract: str) -> None:
     """One import in the wrong place, or a module in no layer, breaks exactly the contract that forbids it."""
     path = project / "dlr_buffer" / module
-    path.parent.mkdir(exist_ok=True)
     with path.open("a") as file:
         file.write(f"\n{line}\n")
     result = lint_imports(project)
     assert result.returncode != 0
-    broken = [row for row in result.stdout.splitlines() if row.rstrip().endswith("BROKEN")]
+    broken = [row for row in result.stdout.splitlines() if " BROKEN" in row]
     assert len(broken) == 1
     assert broken[0].startswith(contract)
 
@@ -81,7 +80,7 @@ def test_a_breach_of_the_layers_is_found(project: Path, module: str, line: str, 
 def test_a_lock_names_no_host(name: str) -> None:
     """Where packages come from is the installing machine's choice: no address and no option stands in a lock."""
     text = (ROOT / name).read_text()
-    assert not re.search(r"https?:|file:|^-", text, flags=re.MULTILINE)
+    assert not re.search(r"://|^-", text, flags=re.MULTILINE)
     assert not re.search(r"(?:^|\s)/\w+/", text)
 
 

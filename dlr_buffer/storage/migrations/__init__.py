@@ -1,0 +1,1 @@
+"""Alembic migrations; `env` runs them, `versions` holds one module for each."""

@@ -60,9 +60,9 @@ class _Row:
 
 @dataclass(slots=True)
 class MemoryStore:
-    """Keeps everything in dictionaries; ``faults`` are raised by the next commands, one each (None: no fault),
-    and ``unreadable`` by every look-up of a message.
+    """Keeps everything in dictionaries.
 
+    ``faults`` are raised by the next commands, one each (None: no fault), ``unreadable`` by every look-up of a message.
     While ``gate`` is closed, commands that change something wait; ``entered`` says that one does.
     """
 

@@ -251,6 +251,9 @@ def test_a_store_that_fails(
 ) -> None:
     """A failing store is an honest 503 or 507 with Retry-After, singly and in bulk with the counts so far."""
     api.store.faults = [fault]
+    registration = api.call("POST", "/v1/messages", {"message_id": "1"})
+    assert (registration.status, registration.json["code"]) == (status, code)
+    api.store.faults = [fault]
     single = api.call("POST", "/v1/receipts", {"message_id": "1", "message_state": "delivered"})
     assert (single.status, single.json["code"]) == (status, code)
     assert single.headers["retry-after"] == retry_after

@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, get_type_hints
 
@@ -75,7 +76,7 @@ def test_the_shipped_file_has_every_key_and_only_defaults(
 def test_each_key_of_the_shipped_file_is_explained() -> None:
     """Each setting stands under a comment of its own."""
     lines = SHIPPED.splitlines()
-    for above, line in zip(lines, lines[1:], strict=False):
+    for above, line in pairwise(lines):
         if re.match(r"#?[a-z_]+ = ", line):
             assert above.startswith("# "), line
 

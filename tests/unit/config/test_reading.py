@@ -467,7 +467,7 @@ def test_where_the_file_is_looked_for(tmp_path: Path, password_file: Path) -> No
     assert load(tmp_path / "argument", environ).log.level == "error"
     assert load(None, environ).log.level == "warning"
     if not Path("/etc/dlr-buffer/config.toml").exists():
-        with pytest.raises(ConfigurationError, match="/etc/dlr-buffer/config.toml: there is no such file"):
+        with pytest.raises(ConfigurationError, match=r"/etc/dlr-buffer/config\.toml: there is no such file"):
             load(None, {"DLR_BUFFER_CONFIG": ""})
 
 

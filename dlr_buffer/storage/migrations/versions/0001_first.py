@@ -64,7 +64,9 @@ _STATEMENTS = (
         CONSTRAINT messages_state CHECK (state BETWEEN 2 AND 9),
         CONSTRAINT messages_implicit CHECK (implicit IN (0, 1)),
         CONSTRAINT messages_validity CHECK (expires_at > registered_at),
-        CONSTRAINT messages_message_id CHECK (typeof(message_id) = 'text' AND length(CAST(message_id AS BLOB)) BETWEEN 1 AND 255),
+        CONSTRAINT messages_message_id CHECK (
+            typeof(message_id) = 'text' AND length(CAST(message_id AS BLOB)) BETWEEN 1 AND 255
+        ),
         CONSTRAINT messages_receipt CHECK (receipt_id <= 0 OR state > 2)
     )
     """,
