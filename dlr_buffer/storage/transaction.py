@@ -85,7 +85,8 @@ _SUPERSEDE = (
     update(schema.receipts)
     .where(
         schema.receipts.c.request_id == bindparam("b_request_id"),
-        schema.receipts.c.status.in_([schema.PENDING, schema.HELD]),
+        # not IN: SQLAlchemy cannot run an expanding parameter for many rows at once
+        schema.receipts.c.status.between(schema.PENDING, schema.HELD),
         schema.receipts.c.state < schema.FIRST_FINAL,
     )
     .values(

@@ -81,13 +81,15 @@ def running() -> Iterator[Cli]:
             daemon = subprocess.Popen(
                 [*PROGRAM, "run", "--config", str(folder / "config.toml")], stdout=log, stderr=log
             )
+        until_it_answers = Retrying(
+            retry=retry_if_exception_type(DaemonUnreachable),
+            wait=wait_fixed(0.02),
+            stop=stop_after_delay(30),
+            reraise=True,
+        )
         try:
-            Retrying(
-                retry=retry_if_exception_type(DaemonUnreachable),
-                wait=wait_fixed(0.02),
-                stop=stop_after_delay(30),
-                reraise=True,
-            )(Client(folder / "client.sock", retry_for_s=0).connect)
+            with Client(folder / "client.sock", retry_for_s=0) as client:
+                until_it_answers(client.connect)
             yield Cli(folder)
         finally:
             daemon.terminate()
@@ -138,7 +140,7 @@ def test_ids_are_kept_and_shown_byte_for_byte(cli: Cli) -> None:
 
 
 def test_lines_from_standard_input_good_and_bad(cli: Cli) -> None:
-    """Plain ids and JSON mixed: the good ones are stored, each bad one is named with its line number, the exit code is 1."""
+    """Plain ids and JSON mixed: the good ones are stored, each bad one is told by line, the exit code is 1."""
     lines = [
         b"b1",
         b"",
@@ -261,7 +263,7 @@ def test_expire_now(cli: Cli) -> None:
 
 
 def test_accounts_and_expiry_are_steered(cli: Cli) -> None:
-    """pause shows in status until resume; an unknown account is a failure; expiry that runs may be resumed."""
+    """A pause shows in status until resume; an unknown account is a failure; expiry that runs may be resumed."""
     assert cli.run("pause", "other") == "account other is paused\n"
     assert cli.lines("status")[0]["accounts"][1]["health"] == "paused"
     assert cli.lines("resume", "other")[0]["health"] != "paused"
@@ -349,7 +351,7 @@ def test_a_reader_that_goes_away_is_not_an_error_to_shout_about(cli: Cli) -> Non
 
 
 def test_check_config_shows_what_holds_and_hides_secrets(cli: Cli) -> None:
-    """The effective configuration is printed without its secrets, and every problem of a bad one on a line of its own."""
+    """The effective configuration is printed without its secrets, and every problem of a bad one on its own line."""
     assert 'client_socket = "' in cli.run("check-config")
     bad = cli.folder / "bad.toml"
     bad.write_text('[api]\nclient_sockte = "/x"\n[messages]\nvalidity_period = "soon"\n')

@@ -17,7 +17,7 @@ OPEN = {"name": "default", "health": "open", "next_probe_at": None}
 
 
 def _receipt(
-    request_id: int = 7, state: str = "delivered", status: str = "pending", **changes: Any
+    request_id: int = 7, state: str = "delivered", status: str = "pending", **changes: object
 ) -> dict[str, Any]:
     return {
         "request_id": str(request_id),
@@ -50,8 +50,10 @@ def _message(state: str | None, *receipts: dict[str, Any]) -> dict[str, Any]:
         (
             _message("enroute", _receipt(state="enroute", status="dead")),
             OPEN,
-            "Receipt 7 (enroute) is a dead letter: `dlr-buffer retry 7` sends it again; "
-            "the wait for a final state ends in 3m12s.",
+            (
+                "Receipt 7 (enroute) is a dead letter: `dlr-buffer retry 7` sends it again; "
+                "the wait for a final state ends in 3m12s."
+            ),
         ),
         (
             _message("delivered", _receipt()),
@@ -102,7 +104,9 @@ def _message(state: str | None, *receipts: dict[str, Any]) -> dict[str, Any]:
         (_message("delivered"), OPEN, "Nothing: it is delivered, and no receipt about that is left to send."),
     ],
 )
-def test_what_comes_next_is_one_true_sentence(message: dict[str, Any], account: Any, sentence: str) -> None:
+def test_what_comes_next_is_one_true_sentence(
+    message: dict[str, Any], account: dict[str, Any] | None, sentence: str
+) -> None:
     """For every situation of a message the sentence names what happens next, and what an admin can do about it."""
     assert next_step(message, account, NOW_MS) == sentence
 

@@ -17,10 +17,10 @@ from dlr_buffer.client import DaemonUnreachable
 from dlr_buffer.messages import MessageState
 from dlr_buffer.receipts import ReceiptStatus
 
-COMMANDS = (
-    "run check-config register report status list show retry hold release expire delete pause resume expiry "
-    "simulate demo"
-).split()
+COMMANDS = [
+    *("run", "check-config", "register", "report", "status", "list", "show", "retry", "hold", "release"),
+    *("expire", "delete", "pause", "resume", "expiry", "simulate", "demo"),
+]
 
 
 def test_vocabulary_and_defaults_are_the_programs_own() -> None:
@@ -132,10 +132,10 @@ def _sockets(text: str | None, folder: Path, *, named: bool = True) -> connectio
     return connection.find_sockets(args, {"DLR_BUFFER_CONFIG": str(path)})
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_sockets_come_from_a_configuration_that_need_not_be_valid(folder: Path, named: bool) -> None:
+@pytest.mark.parametrize("named", ["by an option", ""])
+def test_sockets_come_from_a_configuration_that_need_not_be_valid(folder: Path, named: str) -> None:
     """Only [api] is looked at, by --config or by the environment: an app needs no accounts and no passwords."""
-    found = _sockets('[api]\nclient_socket = "/a"\n[accounts.x]\nurl = 7\n', folder, named=named)
+    found = _sockets('[api]\nclient_socket = "/a"\n[accounts.x]\nurl = 7\n', folder, named=bool(named))
     assert found == connection.Sockets(Path("/a"), connection.DEFAULT_ADMIN_SOCKET)
 
 
@@ -153,8 +153,8 @@ def test_starting_imports_nothing_heavy() -> None:
     code = (
         "import sys; from dlr_buffer.cli import main; main(['--socket', '/nonexistent', 'status']);"
         "import dlr_buffer.cli.bulk, dlr_buffer.cli.steering, dlr_buffer.cli.inspection;"
-        "heavy = {'sqlalchemy', 'alembic', 'httpx', 'starlette', 'uvicorn', 'rich', 'apscheduler', 'tenacity', 'asyncio',"
-        " 'msgspec', 'h11', 'prometheus_client'};"
+        "heavy = {'sqlalchemy', 'alembic', 'httpx', 'starlette', 'uvicorn', 'rich', 'apscheduler', 'tenacity',"
+        " 'asyncio', 'msgspec', 'h11', 'prometheus_client'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

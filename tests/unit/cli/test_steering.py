@@ -34,7 +34,7 @@ def _target(line: str) -> Target:
     ],
 )
 def test_ids_filters_and_all_become_request_bodies(line: str, body: dict[str, Any]) -> None:
-    """Each of the three ways to say what is meant is sent as DESIGN §5 writes it; nothing empty ever means everything."""
+    """Each of the three ways to say what is meant is sent as DESIGN §5 writes it; nothing empty means everything."""
     assert _target(line).bodies == (body,)
 
 
@@ -66,4 +66,4 @@ def test_very_many_ids_are_sent_in_parts() -> None:
     ids = [str(number) for number in range(1, 2 * IDS_PER_REQUEST + 2)]
     parts = [body["request_ids"] for body in _target("hold " + " ".join(ids)).bodies]
     assert [len(part) for part in parts] == [IDS_PER_REQUEST, IDS_PER_REQUEST, 1]
-    assert sum(parts, []) == ids
+    assert [name for part in parts for name in part] == ids
