@@ -1,4 +1,4 @@
-"""Which indexes should a report have to touch? Bulk reports over many waiting messages, one schema variant beside another.
+"""Which indexes should a report have to touch? Bulk reports over many waiting messages, schemas side by side.
 
 Raw ``sqlite3``, WAL and ``synchronous=FULL``, transactions of 1,000 reports, in random and in near-arrival order. Run
 ``python benchmarks/schema_indexes.py [MESSAGES]``; it prints reports a second per variant, medians over slices, and the
@@ -76,7 +76,8 @@ def report(db: sqlite3.Connection, ids: list[int], first: int, *, pointer: bool,
     db.execute("BEGIN IMMEDIATE")
     names = json.dumps([str(BASE + n) for n in ids])
     found = db.execute(
-        "SELECT id, state FROM messages WHERE account = 1 AND message_id IN (SELECT value FROM json_each(?))", (names,)
+        "SELECT id, state FROM messages WHERE account = 1 AND message_id IN (SELECT value FROM json_each(?))",
+        (names,),
     ).fetchall()
     now = BASE + 10_000_000
     rows = [(now, first + k, row[0]) for k, row in enumerate(found)]
@@ -107,7 +108,7 @@ def main() -> None:
             size = (Path(folder) / "queue.db").stat().st_size / messages
             numbers = list(range(1, messages + 1))
             shuffled = numbers[: messages // 2]
-            random.Random(7).shuffle(shuffled)  # noqa: S311 - an order, not a secret
+            random.Random(7).shuffle(shuffled)
             near = numbers[messages // 2 :]
             first = 1
             for order, ids in (("random", shuffled), ("arrival", near)):
@@ -117,13 +118,16 @@ def main() -> None:
                     for start in range(offset, offset + SLICES * SLICE, SLICE):
                         part = ids[start : start + SLICE]
                         if order == "arrival":
-                            random.Random(start).shuffle(part)  # noqa: S311 - an order, not a secret
+                            random.Random(start).shuffle(part)
                         began = time.perf_counter()
                         report(db, part, first, pointer=bool(variant["pointer"]), by_json=by_json)
                         speeds.append(SLICE / (time.perf_counter() - began))
                         first += SLICE
                     rates[by_json] = statistics.median(speeds)
-                print(f"{name:<52}{order:<10}{rates[False]:>12,.0f}{rates[True]:>12,.0f}{size:>11.0f}", flush=True)
+                print(
+                    f"{name:<52}{order:<10}{rates[False]:>12,.0f}{rates[True]:>12,.0f}{size:>11.0f}",
+                    flush=True,
+                )
             db.close()
 
 

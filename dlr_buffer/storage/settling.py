@@ -179,19 +179,16 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
     claims, now, account_id = tx.claims, settlement.now, settlement.account_id
     acknowledged = _acknowledge(tx, settlement)
     dead, superseded = _refuse(tx, settlement)
-    overtaken = [each for each in settlement.returned if claims.overtaken(each)]
-    if overtaken and settlement.sent:
-        for each in overtaken:
-            claims.count_attempt(each)
+    settled = [each.request_id for each in (*settlement.acknowledged, *settlement.refused)]
+    tx.ended.update(dict.fromkeys(settled, 0))
+    tx.ended.update(dict.fromkeys(settlement.returned, int(settlement.sent)))
+    overtaken = [each for each in settlement.returned if tx.overtaken(each)]
     tx.mark_superseded([(each, account_id, schema.PENDING) for each in overtaken], now)
     superseded += len(overtaken)
     gone = set(overtaken)
     kept = [each for each in settlement.returned if each not in gone]
 
-    refused_ids = [each.request_id for each in settlement.refused]
-
     def after() -> None:
-        settled = [*(each.request_id for each in settlement.acknowledged), *refused_ids]
         claims.forget_attempts(settled)
         claims.release(account_id, (*settled, *settlement.returned))
         give_back(claims, account_id, kept, sent=settlement.sent)

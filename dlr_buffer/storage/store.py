@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, assert_never
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
@@ -72,6 +72,7 @@ READERS: Final = 2
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_ClaimT = TypeVar("_ClaimT", Claim, DueClaim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,9 +490,9 @@ class SqliteStore:
     ) -> Claim:
         """Put the oldest fresh receipts of an account in flight, as many as ``cut`` takes."""
         account_id = self._account_id(account)
-        claim, stale = await self._writer.submit(
-            Lane.CLAIM,
-            read=lambda connection: self._claimer.fresh(
+        return await self._claim(
+            account_id,
+            lambda connection: self._claimer.fresh(
                 connection,
                 account=account,
                 account_id=account_id,
@@ -500,18 +501,15 @@ class SqliteStore:
                 cut=cut,
             ),
         )
-        await self._drop_stale(account_id, stale)
-        result: Claim = claim
-        return result
 
     async def claim_due(
         self, account: str, *, now_ms: int, horizon_ms: int, excluding: Container[int] = ()
     ) -> DueClaim:
         """Put one receipt in flight that waited out a refusal."""
         account_id = self._account_id(account)
-        claim, stale = await self._writer.submit(
-            Lane.CLAIM,
-            read=lambda connection: self._claimer.due(
+        return await self._claim(
+            account_id,
+            lambda connection: self._claimer.due(
                 connection,
                 account=account,
                 account_id=account_id,
@@ -520,24 +518,46 @@ class SqliteStore:
                 excluding=excluding,
             ),
         )
-        await self._drop_stale(account_id, stale)
-        result: DueClaim = claim
-        return result
 
     async def claim_these(self, account: str, request_ids: Sequence[int]) -> Claim:
         """Put those of the named receipts in flight that can be."""
         account_id = self._account_id(account)
-        claim, stale = await self._writer.submit(
-            Lane.CLAIM,
-            read=lambda connection: self._claimer.these(
+        return await self._claim(
+            account_id,
+            lambda connection: self._claimer.these(
                 connection,
                 account=account,
                 account_id=account_id,
                 request_ids=request_ids,
             ),
         )
-        await self._drop_stale(account_id, stale)
-        result: Claim = claim
+
+    async def _claim(
+        self, account_id: int, take: Callable[[Connection], tuple[_ClaimT, list[int]]]
+    ) -> _ClaimT:
+        """Claim on the writer's thread.
+
+        If whoever asked never hears of it (cancelled, or the stale ones could not be dropped), what was
+        claimed is given back.
+        """
+        taken: list[int] = []
+
+        def read(connection: Connection) -> tuple[_ClaimT, list[int]]:
+            claim, stale = take(connection)
+            taken.extend(_claimed_ids(claim))
+            return claim, stale
+
+        def give_back(_connection: Connection) -> None:
+            self._writer.claims.release(account_id, taken)
+            settling.give_back(self._writer.claims, account_id, taken, sent=False)
+
+        try:
+            claim, stale = await self._writer.submit(Lane.CLAIM, read=read)
+            await self._drop_stale(account_id, stale)
+        except BaseException:
+            self._writer.afterwards(give_back)
+            raise
+        result: _ClaimT = claim
         return result
 
     async def _drop_stale(self, account_id: int, stale: Sequence[int]) -> None:
@@ -565,15 +585,18 @@ class SqliteStore:
         """
         account_id = self._account_id(account)
         claims = self._writer.claims
-        if not acknowledged and not refused and not any(claims.overtaken(each) for each in returned):
+        if not acknowledged and not refused:
 
-            def release(_connection: Connection) -> Settled:
+            def release(_connection: Connection) -> bool:
+                # Asked here, on the writer's thread: a report may have overtaken one a moment ago.
+                if any(claims.overtaken(each) for each in returned):
+                    return False
                 claims.release(account_id, returned)
                 settling.give_back(claims, account_id, returned, sent=sent)
-                return Settled(0, 0, 0, 0)
+                return True
 
-            released: Settled = await self._writer.submit(Lane.CLAIM, read=release)
-            return released
+            if await self._writer.submit(Lane.CLAIM, read=release):
+                return Settled(0, 0, 0, 0)
         settlement = Settlement(account, account_id, acknowledged, refused, returned, sent, policy, now_ms)
         settled: Settled = await self._writer.submit(
             Lane.SETTLE,
@@ -818,6 +841,16 @@ class _OldestWaiting:
             elif rows and self._marks.get(account_id, 0) <= rows[-1].id:
                 self._marks[account_id] = rows[-1].id + 1
                 self.found.pop(account_id, None)
+
+
+def _claimed_ids(claim: Claim | DueClaim) -> list[int]:
+    match claim:
+        case Claim():
+            return [each.receipt.request_id for each in claim.claimed]
+        case DueClaim():
+            return [] if claim.claimed is None else [claim.claimed.receipt.request_id]
+        case _:
+            assert_never(claim)
 
 
 def _lane(items: int) -> Lane:

@@ -138,6 +138,18 @@ class Transaction:
     notes: list[Row] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)
     """What to count in the metrics once this is committed."""
+    ended: dict[int, int] = field(default_factory=dict)
+    """Claims that end with this commit, and how often each was on the wire without its row knowing."""
+    overtaking: dict[int, int] = field(default_factory=dict)
+    """Receipts in flight, and the newer ones of this transaction that wait for them."""
+
+    def in_flight(self, request_id: int) -> bool:
+        """Whether a receipt is in flight and will still be after this commit."""
+        return request_id in self.claims and request_id not in self.ended
+
+    def overtaken(self, request_id: int) -> bool:
+        """Whether a newer receipt waits for this one, which is in flight."""
+        return request_id in self.overtaking or self.claims.overtaken(request_id)
 
     def take_request_id(self) -> int:
         """Hand out the next request_id; a rollback takes it back."""
@@ -212,7 +224,8 @@ class Transaction:
         """
         waiting: list[int] = []
         for older, newer in newer_of.items():
-            if older in self.claims:
+            if self.in_flight(older):
+                self.overtaking[older] = newer
                 self.effects.append(partial(self.claims.overtake, older, newer))
             else:
                 waiting.append(older)
@@ -236,7 +249,7 @@ class Transaction:
                 {
                     "b_request_id": each,
                     "b_now": now,
-                    "b_attempts": self.claims.unwritten_attempts(each),
+                    "b_attempts": self.claims.unwritten_attempts(each) + self.ended.get(each, 0),
                 }
                 for each in request_ids
             ],

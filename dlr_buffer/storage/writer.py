@@ -31,7 +31,7 @@ from sqlalchemy.exc import DBAPIError
 from dlr_buffer.errors import DlrBufferError, Overloaded, StorageFull, StoreUnavailable
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.claims import Claims
-from dlr_buffer.storage.connection import translate
+from dlr_buffer.storage.connection import BUSY_TIMEOUT_MS, translate
 from dlr_buffer.storage.transaction import QueueNumbers, Transaction
 
 CHECKPOINT_BYTES: Final = 8 * 1024 * 1024
@@ -117,6 +117,7 @@ class Writer:
         self.deliveries = 0
         self.waiting_commands = 0
         self.checkpoints = 0
+        self._checkpoint_trouble: str | None = None
 
     def start(self, connection: Connection) -> None:
         """Take over ``connection`` (already opened and checked) and begin to work."""
@@ -161,12 +162,28 @@ class Writer:
             raise StoreUnavailable("the daemon is stopping; try again when it runs again")
         if lane in (Lane.SINGLE, Lane.BULK) and self._waiting_rows > MAX_WAITING_ROWS:
             raise Overloaded(f"{self._waiting_rows} rows wait to be written already; try again in a moment")
+        # Whoever gives up waiting (a client that went away) does not undo what is under way.
+        return await asyncio.shield(self._enqueue(lane, weight, run, many, items, read))
+
+    def afterwards(self, read: Callable[[Connection], Any]) -> None:
+        """Have something done to the claims, for nobody who waits; nothing once the writer has ended."""
+        if self._failure is None and not self._closed:
+            self._enqueue(Lane.CLAIM, 0, None, None, (), read)
+
+    def _enqueue(  # noqa: PLR0913 - the parts of a command
+        self,
+        lane: Lane,
+        weight: int,
+        run: Callable[[Transaction], Any] | None,
+        many: Many | None,
+        items: Sequence[Any],
+        read: Callable[[Connection], Any] | None,
+    ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting_rows += weight
         self.waiting_commands += 1
         self._inbox.put(Command(lane, future, weight, run, many, list(items), read))
-        # Whoever gives up waiting (a client that went away) does not undo what is under way.
-        return await asyncio.shield(future)
+        return future
 
     async def stop(self) -> None:
         """Finish what was submitted, checkpoint, and close the connection."""
@@ -192,11 +209,19 @@ class Writer:
             if self._failure is None:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         except Exception as error:  # noqa: BLE001 - the thread must never end without saying so
-            self._give_up(StoreUnavailable(f"the writer failed: {error!r}", fatal=True))
+            self._give_up(StoreUnavailable(f"the writer failed: {type(error).__name__}", fatal=True))
             _log.exception("the writer failed")
+            self._refuse_all()
         finally:
             with contextlib.suppress(DBAPIError):
                 connection.close()
+
+    def _refuse_all(self) -> None:
+        """Answer those who wait, and whoever still comes until `stop`, with the failure."""
+        while self._take():
+            self._resolve(
+                [(command, None, self._failure) for lane in Lane for command in self._drain(lane)], None
+            )
 
     def _take(self) -> bool:
         """Wait for work and sort it into lanes; False when all is done and the writer is to stop."""
@@ -317,10 +342,15 @@ class Writer:
             if isinstance(translated, StoreUnavailable) and translated.fatal:
                 self._give_up(translated)
             self._resolve([(command, None, translated)], None)
+        except Exception as error:  # noqa: BLE001 - as in `_commit_group`
+            _log.exception("a command failed")
+            refused = StoreUnavailable(f"this request failed: {type(error).__name__}")
+            self._resolve([(command, None, refused)], None)
         else:
             self._resolve([(command, result, None)], None)
 
     def _checkpoint(self, connection: Connection) -> None:
+        """Bring the log into the database once it is large, and start it over; never waits for a reader."""
         try:
             if self._wal.stat().st_size < CHECKPOINT_BYTES:
                 return
@@ -329,15 +359,22 @@ class Writer:
         try:
             _busy, logged, done = connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").one()
             if logged == done:
-                # Everything is in the database: start the log over, or it stays over the mark for ever.
+                # Without this the file stays large. A reader that still looks into the log is not waited for: the
+                # next group tries again.
+                connection.exec_driver_sql("PRAGMA busy_timeout = 0")
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             self.checkpoints += 1
+            self._checkpoint_trouble = None
         except DBAPIError as error:
             translated = translate(error, self._path)
             if isinstance(translated, StoreUnavailable) and translated.fatal:
                 self._give_up(translated)
-            else:
+            elif self._checkpoint_trouble != str(translated):
+                # Said once until it changes: this is tried after every group.
+                self._checkpoint_trouble = str(translated)
                 _log.warning("checkpoint put off: %s", translated)
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
     def _give_up(self, error: DlrBufferError) -> None:
         if self._failure is None and isinstance(error, StoreUnavailable):
