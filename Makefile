@@ -12,6 +12,8 @@ DEV := $(VENV)/.dev-$(VERSION)
 LOG := $(VENV)/install.log
 # Options for pytest: `make test ARGS="-k expiry"`.
 ARGS ?=
+# Where `make install` puts the program; not below a home folder, which the service can't see.
+PREFIX := /opt/dlr-buffer
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 COMPILE := $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
@@ -29,11 +31,11 @@ define install
 		exit 1; }
 endef
 
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test check format lock clean install uninstall
 .DEFAULT_GOAL := help
 
 help: ## show the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
 demo: $(RUN) ## run the daemon and a stand-in for Smartswitch on a throwaway queue
 	@$(BIN)/dlr-buffer demo
@@ -60,6 +62,13 @@ lock: $(DEV) ## pin the requirements anew from pyproject.toml (UPGRADE=--upgrade
 clean: ## remove the environment and every cache
 	@rm -rf $(VENV) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find dlr_buffer tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment of its own, apart from .venv: the service must not change with the work tree.
+install: ## install the program and its service on this machine (as root)
+	@PYTHON="$(PYTHON)" PREFIX="$(PREFIX)" sh systemd/install.sh
+
+uninstall: ## remove them; the queue and the configuration stay (as root)
+	@PREFIX="$(PREFIX)" sh systemd/uninstall.sh
 
 # Older Pythons are refused before anything is made. Where the venv module cannot install pip (Debian without
 # python3-venv), the system's own pip installs one; where there is none either, say which package to get.

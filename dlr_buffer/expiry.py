@@ -85,7 +85,8 @@ def judge_clock(mark: ClockMark, *, boot_id: str, offset_ms: int, now_ms: int) -
     """Say why the wall clock can't be believed against what was stored last, None if it can.
 
     Under the same boot the wall clock keeps its distance from the time since boot; under any, it does not go
-    back.
+    back. A boot has no say over a leap forward that stopped expiry before it: the wall clock is still ahead
+    unless it reads less than it did then.
     """
     if mark.now_ms is not None and now_ms < mark.now_ms - MAX_BEHIND_MS:
         return f"the wall clock went back by {_span(mark.now_ms - now_ms)}"
@@ -96,6 +97,13 @@ def judge_clock(mark: ClockMark, *, boot_id: str, offset_ms: int, now_ms: int) -
     ):
         way = "forward" if offset_ms > mark.offset_ms else "back"
         return f"the wall clock leapt {way} by {_span(abs(offset_ms - mark.offset_ms))}"
+    if (
+        mark.boot_id != boot_id
+        and mark.now_ms is not None
+        and mark.stopped_since_ms is not None
+        and mark.now_ms <= mark.stopped_since_ms <= now_ms
+    ):
+        return mark.stop_reason
     return None
 
 
@@ -131,11 +139,12 @@ class Expiry:
             return 0
         self._sweeping = True
         try:
-            if not await self._clock_believed():
+            if (now := await self._believed_now()) is None:
                 return 0
             expired = 0
             while True:
-                chunk = await self._store.expire_chunk(self._clock.now_ms())
+                # The time that was judged, not a newer one: the clock may leap during a long sweep.
+                chunk = await self._store.expire_chunk(now)
                 expired += chunk.expired
                 if not chunk.more:
                     break
@@ -161,7 +170,8 @@ class Expiry:
             )
         return self._mark
 
-    async def _clock_believed(self) -> bool:
+    async def _believed_now(self) -> int | None:
+        """Wall time if it can be believed, else None."""
         mark = await self._stored()
         now = self._clock.now_ms()
         offset = now - self._clock.boottime_ms()
@@ -171,14 +181,14 @@ class Expiry:
             if reason is None:
                 _log.warning("expiry goes on: the clock is back")
                 await self._trust()
-                return True
+                return now
             if self._synchronised_long_enough():
                 _log.warning(
                     "expiry goes on: the kernel says that the clock is synchronised, for ten minutes now"
                 )
                 await self._trust()
-                return True
-            return False
+                return now
+            return None
         if reason is not None:
             _log.error(
                 "expiry stops: %s. Check the clock; expiry goes on when it is back, when it has been"
@@ -187,12 +197,12 @@ class Expiry:
             )
             self._synchronised_since_ms = None
             await self._keep(Mark(mark.boot_id, mark.offset_ms, mark.now_ms, now, reason))
-            return False
+            return None
         monotonic = self._clock.monotonic_ms()
         moved = mark.boot_id != boot_id or mark.offset_ms is None or abs(offset - mark.offset_ms) > MOVED_MS
         if moved or self._kept_at_ms is None or monotonic - self._kept_at_ms >= KEEP_MARK_EVERY_MS:
             await self._keep(Mark(boot_id, offset, now))
-        return True
+        return now
 
     def _synchronised_long_enough(self) -> bool:
         monotonic = self._clock.monotonic_ms()

@@ -124,7 +124,9 @@ class AccountHealth(msgspec.Struct, frozen=True):
     def acknowledged(self, settings: HealthSettings, now_ms: int) -> AccountHealth:
         """Smartswitch acknowledged something: the account is open, and batches may grow."""
         if self.state is not HealthState.OPEN:
-            return AccountHealth(since_ms=now_ms, ramp=1, ceiling=self.ceiling)
+            # A server that only refused was not overloaded.
+            ramp = None if self.state is HealthState.REJECTING else 1
+            return AccountHealth(since_ms=now_ms, ramp=ramp, ceiling=self.ceiling)
         ramp = self.ramp * 2 if self.ramp is not None else None
         ceiling = self.ceiling + 1 if self.ceiling is not None else None
         return msgspec.structs.replace(
@@ -160,6 +162,10 @@ class AccountHealth(msgspec.Struct, frozen=True):
             failures = self.failures + 1
             wait = max(asked, settings.backoff_ms(failures))
             return self._failing(HealthState.BACKING_OFF, cause, failures, wait, now_ms)
+        if self.state is HealthState.BACKING_OFF and asked:
+            # It was under way when the account fell.
+            later = max(self.probe_at_ms or 0, now_ms + asked)
+            return msgspec.structs.replace(self, probe_at_ms=later)
         return self
 
     def authentication_failed(self, settings: HealthSettings, *, cause: str, now_ms: int) -> AccountHealth:

@@ -10,7 +10,8 @@ starts a task for each exchange, at most ``concurrency`` of them:
 
 Fresh batches get at least every second turn. When an exchange ends, `_conclude` turns the answer into one
 settlement and one event of account health, by the rows of DESIGN §4's table; then the loop is woken. An
-outage gives receipts back and writes nothing. The reading of answers is `dlr_buffer.smartswitch`'s, claims
+outage gives receipts back and writes nothing. What was picked is given back unsent if an answer that came
+meanwhile forbids it. The reading of answers is `dlr_buffer.smartswitch`'s, claims
 and settlements are storage's.
 """
 
@@ -18,8 +19,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, assert_never
 
 from dlr_buffer.clock import Clock
@@ -34,7 +38,7 @@ from dlr_buffer.flusher.suspicion import (
     Halving,
     Suspects,
 )
-from dlr_buffer.health import AccountHealth, AccountView, HealthState, Probe, Send, Wait
+from dlr_buffer.health import AccountHealth, AccountView, HealthState, Permit, Probe, Send, Wait
 from dlr_buffer.metrics import Metrics
 from dlr_buffer.receipts import Acknowledged, Claimed, DueClaim, ReceiptError, Refused
 from dlr_buffer.smartswitch.answers import (
@@ -102,11 +106,12 @@ class AccountFlusher:
         self._accused_at = -1
         self._convicted: dict[int, None] = {}
         self._wake = asyncio.Event()
-        self._exchanges: set[asyncio.Task[None]] = set()
-        self._in_flight_receipts = 0
+        self._exchanges: dict[asyncio.Task[None], Upstream] = {}
+        self._in_flight: set[int] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._fresh_turn = True
-        self._next_request_ms = 0
+        self._next_request_ms = 0.0
+        self._stopping = False
         self._said: dict[str, int] = {}
         self.turns = 0
         """Turns of the loop, for the watchdog."""
@@ -121,7 +126,7 @@ class AccountFlusher:
     def failed(self) -> str | None:
         """Why the loop ended, if it did on its own."""
         task = self._loop_task
-        if task is None or not task.done() or task.cancelled():
+        if task is None or not task.done() or task.cancelled() or self._stopping:
             return None
         return f"flushing of account {self.settings.name} ended: {task.exception()!r}"
 
@@ -153,14 +158,15 @@ class AccountFlusher:
 
     async def stop(self, grace_ms: int) -> None:
         """Start no more requests, give those under way ``grace_ms`` to finish, give the rest back."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
-        if self._exchanges:
-            await asyncio.wait(self._exchanges, timeout=grace_ms / 1000)
-        for exchange in self._exchanges:
-            exchange.cancel()
-        await asyncio.gather(*self._exchanges, return_exceptions=True)
+        # The loop ends by itself: cancelled in the middle of a claim, it would leave receipts in flight.
+        self._stopping = True
+        self._wake.set()
+        tasks = {*self._exchanges} if self._loop_task is None else {self._loop_task, *self._exchanges}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_ms / 1000)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         for upstream in (*self._retired, self._upstream):
             await upstream.aclose()
 
@@ -183,19 +189,22 @@ class AccountFlusher:
             rate_limit=settings.rate_limit,
             max_receipts=settings.health.max_receipts,
             in_flight_requests=len(self._exchanges),
-            in_flight_receipts=self._in_flight_receipts,
+            in_flight_receipts=len(self._in_flight),
             set_aside=len(self._suspects) + len(self._asides),
         )
 
     # The loop
 
     async def _loop(self) -> None:
-        while True:
+        while not self._stopping:
             self._wake.clear()
             self.turns += 1
+            await self._close_retired()
             try:
                 await self._release_acquitted()
                 until = await self._start_exchanges()
+                if self._acquittals:
+                    self._wake.set()
             except DlrBufferError as error:
                 self._say("store", f"cannot read the queue, trying again: {error}")
                 until = self._clock.now_ms() + STORE_RETRY_MS
@@ -214,11 +223,11 @@ class AccountFlusher:
         """Start as many requests as may go now; returns when to look again (None: when something happens)."""
         while True:
             now = self._clock.now_ms()
-            if self._paused:
+            if self._paused or self._stopping:
                 return None
             if (paced_ms := self._next_request_ms - self._clock.monotonic_ms()) > 0:
-                return now + paced_ms
-            permit = self.health.permit(self.settings.health, in_flight=len(self._exchanges), now_ms=now)
+                return now + math.ceil(paced_ms)
+            permit = self._permit(now)
             match permit:
                 case Wait(until):
                     return until
@@ -230,30 +239,65 @@ class AccountFlusher:
                     assert_never(permit)
             if work is None:
                 return again
-            if self.settings.rate_limit:
-                self._next_request_ms = self._clock.monotonic_ms() + round(1000 / self.settings.rate_limit)
-            self._evidence.attempt(work.claimed)
-            self._in_flight_receipts += len(work.claimed)
-            exchange = asyncio.create_task(
-                self._exchange(work, self._upstream), name=f"send {self.settings.name}"
-            )
-            self._exchanges.add(exchange)
-            exchange.add_done_callback(self._exchange_done)
+            if not self._still_permitted(permit, work):
+                await self._give_back(work)
+                continue
+            self._launch(work)
 
-    def _exchange_done(self, exchange: asyncio.Task[None]) -> None:
-        self._exchanges.discard(exchange)
+    def _launch(self, work: Work) -> None:
+        if self.settings.rate_limit:
+            # Up to a millisecond late is no delay that has to be waited again: the clock shows no less.
+            began_ms = max(self._next_request_ms, self._clock.monotonic_ms() - 1)
+            self._next_request_ms = began_ms + 1000 / self.settings.rate_limit
+        for request_id in self._evidence.attempt(work.claimed):
+            self._convicted.pop(request_id, None)
+            self._asides.remove([request_id])
+        self._in_flight.update(work.request_ids)
+        exchange = asyncio.create_task(
+            self._exchange(work, self._upstream), name=f"send {self.settings.name}"
+        )
+        self._exchanges[exchange] = self._upstream
+        exchange.add_done_callback(partial(self._exchange_done, work))
+
+    def _permit(self, now: int) -> Permit:
+        return self.health.permit(self.settings.health, in_flight=len(self._exchanges), now_ms=now)
+
+    def _still_permitted(self, permit: Permit, work: Work) -> bool:
+        """Whether work may go that was picked under ``permit``: answers may have come while it was claimed."""
+        if self._paused or self._stopping:
+            return False
+        present = self._permit(self._clock.now_ms())
+        if isinstance(present, Send):
+            return len(work.claimed) <= present.limit
+        return isinstance(present, Probe) and isinstance(permit, Probe)
+
+    async def _give_back(self, work: Work) -> None:
+        """Let work that was picked be picked again later; it was not sent."""
+        self._asides.land(work.request_ids)
+        self._close_halving(work)
+        self._suspend_judgement(work)
+        await self._outbox.settle(
+            self.settings.name,
+            returned=work.request_ids,
+            sent=False,
+            policy=self.settings.policy,
+            now_ms=self._clock.now_ms(),
+        )
+
+    def _exchange_done(self, work: Work, exchange: asyncio.Task[None]) -> None:
+        self._exchanges.pop(exchange, None)
+        self._in_flight.difference_update(work.request_ids)
+        self._asides.land(work.request_ids)
         self._wake.set()
         if not exchange.cancelled() and (error := exchange.exception()) is not None:
-            _log.error(
-                "account %s: an exchange failed in an unforeseen way", self.settings.name, exc_info=error
-            )
+            self._say_fault(error)
 
     # Picking work
 
     async def _pick(self, limit: int, now: int) -> tuple[Work | None, int | None]:
         """The next work of an open account, or when there may be some."""
         lanes: list[Callable[[], Awaitable[tuple[Work | None, int | None]]]]
-        lanes = [lambda: self._fresh(limit, now), lambda: self._troubled(now)]
+        lanes = [lambda: self._fresh(limit, now), lambda: self._troubled(limit, now)]
         if not self._fresh_turn:
             lanes.reverse()
         times: list[int] = []
@@ -287,11 +331,12 @@ class AccountFlusher:
         )
         return (Work(claim.claimed), None) if claim.claimed else (None, claim.ready_at_ms)
 
-    async def _troubled(self, now: int) -> tuple[Work | None, int | None]:
-        while (halving := self._suspects.next()) is not None:
+    async def _troubled(self, limit: int, now: int) -> tuple[Work | None, int | None]:
+        while (halving := self._suspects.next(limit)) is not None:
             claim = await self._outbox.claim_these(self.settings.name, halving.left)
             if claim.claimed:
                 return Work(claim.claimed, halving=halving), None
+            self._suspects.close(halving)
             # All of that half were taken away meanwhile (held, deleted, superseded): the other half is as
             # good as any.
             self._acquittals += halving.right
@@ -307,6 +352,7 @@ class AccountFlusher:
     async def _take_aside(self, request_id: int, *, probe: bool = False) -> Work | None:
         claim = await self._outbox.claim_these(self.settings.name, [request_id])
         if claim.claimed:
+            self._asides.depart(request_id)
             return Work(claim.claimed, probe=probe)
         self._asides.remove([request_id])
         return None
@@ -323,7 +369,8 @@ class AccountFlusher:
         )
         if claim.claimed:
             return Work(claim.claimed, probe=True), None
-        if (halving := self._suspects.next()) is not None:
+        if (halving := self._suspects.next(limit=1)) is not None:
+            self._suspects.close(halving)
             self._acquittals += (*halving.left, *halving.right)
             await self._release_acquitted()
             return await self._pick_probe(now)
@@ -344,8 +391,10 @@ class AccountFlusher:
         )
 
     async def _release_acquitted(self) -> None:
-        if self._acquittals:
-            released, self._acquittals = self._acquittals, []
+        # One that is in flight again is given back by its own exchange.
+        released = [each for each in self._acquittals if each not in self._in_flight]
+        taken = len(self._acquittals)
+        if released:
             await self._outbox.settle(
                 self.settings.name,
                 returned=released,
@@ -353,6 +402,8 @@ class AccountFlusher:
                 policy=self.settings.policy,
                 now_ms=self._clock.now_ms(),
             )
+        # Only now: they would be forgotten if the database failed. More may have come meanwhile.
+        del self._acquittals[:taken]
 
     # Exchanges
 
@@ -361,34 +412,45 @@ class AccountFlusher:
         receipts = [each.receipt for each in work.claimed]
         try:
             answer = await upstream.send(receipts)
+            self._metrics.request(
+                self.settings.name,
+                outcome_of(answer),
+                receipts=len(receipts),
+                resent=sum(receipt.attempts > 0 for receipt in receipts),
+                duration_ms=self._clock.monotonic_ms() - began,
+            )
+            self._close_halving(work)
+            conclusion = self._conclude(work, answer)
         except asyncio.CancelledError:
             # The daemon stops: what became of it is unknown, so it waits again under the same id.
             await self._settle(Conclusion(returned=work.request_ids), once=True)
             raise
-        finally:
-            self._in_flight_receipts -= len(receipts)
-        self._metrics.request(
-            self.settings.name,
-            outcome_of(answer),
-            receipts=len(receipts),
-            resent=sum(receipt.attempts > 0 for receipt in receipts),
-            duration_ms=self._clock.monotonic_ms() - began,
-        )
-        try:
-            conclusion = self._conclude(work, answer)
-        except Exception:
-            # A fault of ours must not keep receipts in flight for ever.
-            await self._settle(Conclusion(returned=work.request_ids), once=True)
-            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the receipts must not stay in flight
+            self._say_fault(error)
+            conclusion = self._unforeseen(work)
         await self._settle(conclusion)
-        await self._close_retired(upstream)
 
-    async def _close_retired(self, upstream: Upstream) -> None:
-        others = {exchange for exchange in self._exchanges if exchange is not asyncio.current_task()}
-        if upstream in self._retired and not others:
-            for each in self._retired:
-                await each.aclose()
-            self._retired.clear()
+    def _unforeseen(self, work: Work) -> Conclusion:
+        """A fault of ours must neither keep receipts in flight for ever nor send them over and over at once."""
+        self._close_halving(work)
+        if work.halving is not None:
+            self._acquittals += (*work.halving.left, *work.halving.right)
+        self.health = self.health.outage(
+            self.settings.health,
+            cause="internal",
+            sent=len(work.claimed),
+            probe=work.probe,
+            retry_after_ms=None,
+            now_ms=self._clock.now_ms(),
+        )
+        return Conclusion(returned=work.request_ids)
+
+    async def _close_retired(self) -> None:
+        """Close connections that were replaced, once their last request has ended."""
+        used = list(self._exchanges.values())
+        for upstream in [each for each in self._retired if each not in used]:
+            self._retired.remove(upstream)
+            await upstream.aclose()
 
     async def _settle(self, conclusion: Conclusion, *, once: bool = False) -> None:
         """Write a conclusion; if the database has a moment of weakness, keep trying.
@@ -463,20 +525,20 @@ class AccountFlusher:
             )
         if acknowledged:
             if self.health.state is not HealthState.OPEN:
-                _log.info("account %s is open again", self.settings.name)
+                self._say("open", "it is open again", level=logging.INFO)
                 self._acquittals += self._asides.acquit()
             self.health = self.health.acknowledged(self.settings.health, now)
         self._follow_halving(work, found_bad=bool(answer.faulted))
         conclusion = Conclusion(acknowledged=answer.acknowledged)
-        for fault in answer.faulted:
-            self._blame(conclusion, fault)
+        if answer.faulted:
+            self._blame(conclusion, answer.faulted, alone=work.alone is not None)
         return conclusion
 
     def _refused(self, work: Work, error: ReceiptError) -> Conclusion:
         conclusion = Conclusion()
         if work.alone is not None:
             self._follow_halving(work, found_bad=True)
-            self._blame(conclusion, Refused(work.alone, error))
+            self._blame(conclusion, [Refused(work.alone, error)], alone=True)
             return conclusion
         conclusion.returned = work.request_ids
         if self.health.state is not HealthState.OPEN:
@@ -487,34 +549,40 @@ class AccountFlusher:
             error.code,
             f"a batch of {len(work.claimed)} was refused ({error.code}: {error.title}); looking for the bad receipt",
         )
-        if work.halving is not None:
-            self._acquittals += work.halving.right
+        self._follow_halving(work, found_bad=True)
         self._suspects.accuse(work.request_ids)
         self._accused_at = self._evidence.acknowledged
         return conclusion
 
-    def _blame(self, conclusion: Conclusion, fault: Refused) -> None:
-        """Count a refusal if there is evidence and the account is not in question.
+    def _blame(self, conclusion: Conclusion, faults: Sequence[Refused], *, alone: bool) -> None:
+        """Count refusals where there is evidence and the account is not in question.
 
-        Else the account is rejecting.
+        Else the account is rejecting: one failure, however many receipts the answer faults.
         """
-        request_id = fault.request_id
-        if self.health.state is not HealthState.REJECTING and self._evidence.against(request_id):
-            conclusion.refused.append(fault)
-            self._asides.remove([request_id])
-            self.health = self.health.nudged(self._clock.now_ms())
-            return
+        in_question = self.health.state is HealthState.REJECTING
+        unproven: list[Refused] = []
+        for fault in faults:
+            if not in_question and self._evidence.against(fault.request_id):
+                conclusion.refused.append(fault)
+                self._asides.remove([fault.request_id])
+            else:
+                unproven.append(fault)
         now = self._clock.now_ms()
+        if not unproven:
+            self.health = self.health.nudged(now)
+            return
+        error = unproven[0].error
         self.health = self.health.rejected(
-            self.settings.health, cause=f"{fault.error.code}: {fault.error.title}", now_ms=now
+            self.settings.health, cause=f"{error.code}: {error.title}", now_ms=now
         )
         self._say(
-            fault.error.code,
-            f"Smartswitch refuses what nothing proves to be bad ({fault.error.code}: {fault.error.title}:"
-            f" {fault.error.detail}); sending stops but for probes. Check the account's url and Smartswitch",
+            error.code,
+            f"Smartswitch refuses what nothing proves to be bad ({error.code}: {error.title}: {error.detail});"
+            " sending stops but for probes. Check the account's url and Smartswitch",
         )
-        self._set_aside(request_id, strike=False)
-        conclusion.returned.append(request_id)
+        for fault in unproven:
+            self._set_aside(fault.request_id, strike=False, refused=alone)
+            conclusion.returned.append(fault.request_id)
 
     def _authentication_failed(self, work: Work, error: ReceiptError, *, coded: bool) -> Conclusion:
         if not coded and work.alone is not None and self._own_fault(work.alone):
@@ -533,27 +601,35 @@ class AccountFlusher:
         return Conclusion(returned=work.request_ids)
 
     def _outage(self, work: Work, error: ReceiptError, retry_after_ms: int | None) -> Conclusion:
-        now = self._clock.now_ms()
-        if work.alone is not None:
-            if self._own_fault(work.alone):
+        alone = work.alone
+        own_fault = alone is not None and self._own_fault(alone)
+        if not own_fault or retry_after_ms:
+            self.health = self.health.outage(
+                self.settings.health,
+                cause=error.code,
+                sent=len(work.claimed),
+                probe=work.probe,
+                retry_after_ms=retry_after_ms,
+                now_ms=self._clock.now_ms(),
+            )
+        open_still = self.health.state is HealthState.OPEN
+        if alone is not None and own_fault:
+            self._follow_halving(work, found_bad=True)
+            return self._strike(alone, error)
+        self._say(error.code, f"no usable answer: {error.detail}")
+        if alone is not None:
+            succeeded = self._others_succeeded(alone)
+            if succeeded or work.probe or alone in self._asides:
                 self._follow_halving(work, found_bad=True)
-                return self._strike(work.alone, error)
-            if self.health.state is not HealthState.OPEN or self._others_succeeded(work.alone):
-                self._follow_halving(work, found_bad=True)
-                self._set_aside(work.alone, strike=self._others_succeeded(work.alone))
+                self._set_aside(alone, strike=succeeded)
             else:
                 self._suspend_judgement(work)
+        elif open_still and any(self._evidence.against(each) for each in work.request_ids):
+            # Others go through, so one of these may draw it. Together they would keep each other from going.
+            self._follow_halving(work, found_bad=True)
+            self._suspects.split(work.request_ids)
         else:
             self._suspend_judgement(work)
-        self.health = self.health.outage(
-            self.settings.health,
-            cause=error.code,
-            sent=len(work.claimed),
-            probe=work.probe,
-            retry_after_ms=retry_after_ms,
-            now_ms=now,
-        )
-        self._say(error.code, f"no usable answer: {error.detail}")
         return Conclusion(returned=work.request_ids)
 
     # Suspicion
@@ -593,13 +669,14 @@ class AccountFlusher:
         )
         return Conclusion(refused=[Refused(request_id, blamed)])
 
-    def _set_aside(self, request_id: int, *, strike: bool) -> int:
+    def _set_aside(self, request_id: int, *, strike: bool, refused: bool = False) -> int:
         aside = self._asides.get(request_id)
         strikes = (aside.strikes if aside is not None else 0) + strike
         wait_ms = self.settings.policy.backoff_ms(max(1, strikes))
         strikes, dropped = self._asides.put(
             request_id,
             strike=strike,
+            refused=refused,
             due_ms=self._clock.now_ms() + wait_ms,
             acknowledged=self._evidence.acknowledged,
         )
@@ -618,20 +695,32 @@ class AccountFlusher:
         else:
             self._suspects.accuse(right)
 
+    def _close_halving(self, work: Work) -> None:
+        if work.halving is not None:
+            self._suspects.close(work.halving)
+
     def _suspend_judgement(self, work: Work) -> None:
         """The account, not the group, is in question: a bisection goes on later where it was."""
         if work.halving is not None:
             self._suspects.resume(work.halving)
 
-    def _say(self, cause: str, text: str) -> None:
-        """Log a warning, at most once a minute for each cause."""
+    def _say(self, cause: str, text: str, *, level: int = logging.WARNING) -> None:
+        """Log a line, at most once a minute for each cause."""
         now = self._clock.monotonic_ms()
         last = self._said.get(cause)
         if last is None or now - last >= SAY_EVERY_MS:
             self._said[cause] = now
-            _log.warning("account %s: %s", self.settings.name, text)
+            _log.log(level, "account %s: %s", self.settings.name, text)
         if len(self._said) > 1000:  # noqa: PLR2004 - far more causes than there are; a bound all the same
             self._said.clear()
+
+    def _say_fault(self, error: BaseException) -> None:
+        # Where it happened, but not its text, which nobody has cleared of credentials.
+        where = "".join(traceback.format_tb(error.__traceback__))
+        kind = type(error).__name__
+        self._say(
+            f"fault {kind}", f"an exchange failed in an unforeseen way: {kind}\n{where}", level=logging.ERROR
+        )
 
 
 class _Excluded:

@@ -36,15 +36,21 @@ class Evidence:
         """How many acknowledgements there were so far."""
         return self._acknowledged
 
-    def attempt(self, claimed: Sequence[Claimed]) -> None:
-        """Remember first attempts; a replay by an admin (its lifetime began anew) counts as a first one."""
+    def attempt(self, claimed: Sequence[Claimed]) -> list[int]:
+        """Remember first attempts; a replay by an admin (its lifetime began anew) counts as a first one.
+
+        Returns those that are tried for the first time in this sense: nothing is held against them.
+        """
+        begun: list[int] = []
         for each in claimed:
             known = self._marks.get(each.receipt.request_id)
             if known is None or known[1] != each.counted_since_ms:
                 self._marks[each.receipt.request_id] = (self._acknowledged, each.counted_since_ms)
+                begun.append(each.receipt.request_id)
         while len(self._marks) > MAX_MARKS:
             # Forgetting makes the next attempt count as the first: later blame, never a wrong one.
             self._marks.popitem(last=False)
+        return begun
 
     def acknowledge(self, request_ids: Iterable[int]) -> None:
         """Count acknowledgements."""
@@ -57,22 +63,24 @@ class Evidence:
         mark = self._marks.get(request_id)
         return mark is not None and self._acknowledged > mark[0]
 
-    def forget(self, request_ids: Iterable[int]) -> None:
-        """These are settled, or never were to blame."""
-        for request_id in request_ids:
-            self._marks.pop(request_id, None)
-
 
 @dataclass(frozen=True, slots=True)
 class Halving:
-    """A suspect group cut in two: ``left`` is sent next; what comes of it decides about ``right``."""
+    """A suspect group cut in two: ``left`` is sent next; what comes of it decides about ``right``.
+
+    Without ``right`` it is a group by itself.
+    """
 
     left: tuple[int, ...]
     right: tuple[int, ...]
 
 
 class Suspects:
-    """Groups that are known to hold a bad receipt, or may; the newest is followed first."""
+    """Groups that are known to hold a bad receipt, or may; the newest is followed first.
+
+    A group that was taken out by `next` counts as suspect until it is closed, so that nothing of it goes as
+    fresh meanwhile.
+    """
 
     def __init__(self) -> None:
         """Start with no suspicion."""
@@ -92,17 +100,32 @@ class Suspects:
         middle = (len(request_ids) + 1) // 2
         self._push(Halving(tuple(request_ids[:middle]), tuple(request_ids[middle:])))
 
+    def split(self, request_ids: Sequence[int]) -> None:
+        """One of this group may draw outages: send each half by itself."""
+        middle = (len(request_ids) + 1) // 2
+        for half in (request_ids[middle:], request_ids[:middle]):
+            self._push(Halving(tuple(half), ()))
+
     def resume(self, halving: Halving) -> None:
-        """An outage came between: follow this one again later."""
+        """Something else came between: follow this one again later."""
         self._push(halving)
 
-    def next(self) -> Halving | None:
-        """The next group to send, taken out."""
+    def next(self, limit: int) -> Halving | None:
+        """The next group to send, taken out, with at most ``limit`` receipts in ``left``."""
         if not self._halvings:
             return None
         halving = self._halvings.pop()
+        left, rest = halving.left[:limit], halving.left[limit:]
+        if rest and halving.right:
+            # The bad one is somewhere in both: any cut will do to look for it.
+            return Halving(left, rest + halving.right)
+        if rest:
+            self._push(Halving(rest, ()))
+        return Halving(left, halving.right)
+
+    def close(self, halving: Halving) -> None:
+        """What came of a group that was taken out is known: it is not suspect any more, unless accused again."""
         self._ids.difference_update(halving.left, halving.right)
-        return halving
 
     def _push(self, halving: Halving) -> None:
         self._halvings.append(halving)
@@ -111,11 +134,13 @@ class Suspects:
 
 @dataclass(slots=True)
 class Aside:
-    """A receipt that alone drew an outage; tried again alone, not before ``due_ms``."""
+    """A receipt that alone drew an outage, or was refused; tried again alone, not before ``due_ms``."""
 
     strikes: int
     due_ms: int
     acknowledged_before: int
+    refused: bool
+    """Smartswitch refused it alone while nothing proved it to be bad."""
 
 
 class Asides:
@@ -124,6 +149,7 @@ class Asides:
     def __init__(self) -> None:
         """Start with none."""
         self._asides: OrderedDict[int, Aside] = OrderedDict()
+        self._on_the_wire: set[int] = set()
 
     def __len__(self) -> int:
         """How many are kept apart."""
@@ -137,14 +163,17 @@ class Asides:
         """What is held against it."""
         return self._asides.get(request_id)
 
-    def put(self, request_id: int, *, strike: bool, due_ms: int, acknowledged: int) -> tuple[int, list[int]]:
-        """Keep a receipt apart after an outage that it drew alone.
+    def put(
+        self, request_id: int, *, strike: bool, refused: bool, due_ms: int, acknowledged: int
+    ) -> tuple[int, list[int]]:
+        """Keep a receipt apart after an outage that it drew alone, or after it was ``refused`` alone.
 
         Returns its strikes, and the ids of others that had to go back to the queue to make room.
         """
         before = self._asides.pop(request_id, None)
         strikes = (before.strikes if before is not None else 0) + strike
-        self._asides[request_id] = Aside(strikes, due_ms, acknowledged)
+        refused = refused or (before is not None and before.refused)
+        self._asides[request_id] = Aside(strikes, due_ms, acknowledged, refused)
         dropped: list[int] = []
         while len(self._asides) > MAX_ASIDES:
             dropped.append(self._asides.popitem(last=False)[0])
@@ -155,6 +184,14 @@ class Asides:
         for request_id in request_ids:
             self._asides.pop(request_id, None)
 
+    def depart(self, request_id: int) -> None:
+        """It goes on the wire: it is not offered again before it has landed."""
+        self._on_the_wire.add(request_id)
+
+    def land(self, request_ids: Iterable[int]) -> None:
+        """These are back from the wire, and what came of them is settled."""
+        self._on_the_wire.difference_update(request_ids)
+
     def due(self, now_ms: int, horizon_ms: int) -> int | None:
         """One whose wait is over, if any.
 
@@ -164,21 +201,29 @@ class Asides:
             (
                 each
                 for each, aside in self._asides.items()
-                if aside.due_ms <= now_ms or aside.due_ms > now_ms + horizon_ms
+                if each not in self._on_the_wire
+                and (aside.due_ms <= now_ms or aside.due_ms > now_ms + horizon_ms)
             ),
             None,
         )
 
     def next_due_ms(self) -> int | None:
         """When the next one's wait is over."""
-        return min((aside.due_ms for aside in self._asides.values()), default=None)
+        return min(
+            (aside.due_ms for each, aside in self._asides.items() if each not in self._on_the_wire),
+            default=None,
+        )
 
     def longest_untried(self) -> int | None:
         """The one that was tried longest ago, for a probe when nothing else is there."""
-        return next(iter(self._asides), None)
+        return next((each for each in self._asides if each not in self._on_the_wire), None)
 
     def acquit(self) -> list[int]:
         """The account is well again: let those go that only were probes of it; returns their ids."""
-        innocent = [request_id for request_id, aside in self._asides.items() if not aside.strikes]
+        innocent = [
+            request_id
+            for request_id, aside in self._asides.items()
+            if not aside.strikes and not aside.refused
+        ]
         self.remove(innocent)
         return innocent

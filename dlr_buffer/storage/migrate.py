@@ -14,7 +14,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from dlr_buffer.errors import StoreUnavailable
+from dlr_buffer.errors import Overloaded, StoreUnavailable
+from dlr_buffer.storage.connection import translate
 from dlr_buffer.storage.schema import HEAD
 
 KNOWN = frozenset({HEAD})
@@ -75,6 +76,8 @@ def _version(path: Path) -> str | None:
             row = database.execute("SELECT version_num FROM alembic_version").fetchone()
             return row[0] if row else None
     except sqlite3.DatabaseError as error:
+        if isinstance(translated := translate(error, path), Overloaded):
+            raise StoreUnavailable(str(translated), fatal=True) from error
         raise StoreUnavailable(
             f"{path} cannot be read as a database: {error}; restore it from a backup, or move it away to begin anew",
             fatal=True,

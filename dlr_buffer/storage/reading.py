@@ -30,6 +30,8 @@ WINDOW: Final = 20_000
 """Ids looked at by one query of a list."""
 WINDOWS_PER_PAGE: Final = 50
 """Queries after which a page ends even if it is not full."""
+BRANCHES_AT_ONCE: Final = 100
+"""Parts of one UNION: SQLite takes 500."""
 MAX_CHAIN: Final = 10_000
 
 _M, _R = schema.messages.c, schema.receipts.c
@@ -90,6 +92,11 @@ _OLDEST_DUE = select(func.min(_R.request_id)).where(
     _R.next_attempt_at.is_not(None),
     _R.account_id == bindparam("account_id"),
 )
+# Ids that were purged, or begin far from 1 (`first_request_id`), are leapt over.
+_FIRST_MESSAGE = select(_M.id).where(_M.id > bindparam("after")).order_by(_M.id).limit(1)
+_FIRST_RECEIPT = (
+    select(_R.request_id).where(_R.request_id > bindparam("after")).order_by(_R.request_id).limit(1)
+)
 _WAITING_WINDOW = (
     select(_M.id, _M.account_id, _M.state, _M.registered_at)
     .where(_M.id >= bindparam("start"))
@@ -128,7 +135,8 @@ class Reader:
 
     def _receipt(self, row: Any) -> Receipt:  # noqa: ANN401 - a row of SQLAlchemy's
         status = schema.STATUSES[row.status]
-        unwritten = self._claims.unwritten_attempts(row.request_id) if status is ReceiptStatus.PENDING else 0
+        unsettled = status in (ReceiptStatus.PENDING, ReceiptStatus.HELD)
+        unwritten = self._claims.unwritten_attempts(row.request_id) if unsettled else 0
         return Receipt(
             row.request_id,
             self._names[row.account_id],
@@ -201,13 +209,16 @@ class Reader:
         """The next messages of a filter with their numbers, and where to go on."""
         found: list[tuple[int, Message]] = []
         last = connection.execute(select(func.max(_M.id))).scalar() or 0
+        statement = (
+            select(*_MESSAGE_COLUMNS)
+            .where(_M.id > bindparam("after"), _M.id <= bindparam("until"), *where)
+            .order_by(_M.id)
+            .limit(bindparam("limit"))
+        )
         for _ in range(WINDOWS_PER_PAGE):
-            statement = (
-                select(*_MESSAGE_COLUMNS)
-                .where(_M.id > bindparam("after"), _M.id <= bindparam("until"), *where)
-                .order_by(_M.id)
-                .limit(bindparam("limit"))
-            )
+            if (first := connection.execute(_FIRST_MESSAGE, {"after": after}).scalar()) is None:
+                return found, None
+            after = first - 1
             rows = connection.execute(
                 statement,
                 {"after": after, "until": after + WINDOW, "limit": limit - len(found)},
@@ -263,6 +274,9 @@ class Reader:
             .limit(bindparam("limit"))
         )
         for _ in range(WINDOWS_PER_PAGE):
+            if (first := connection.execute(_FIRST_RECEIPT, {"after": after}).scalar()) is None:
+                return found, None
+            after = first - 1
             rows = connection.execute(
                 statement,
                 {"after": after, "until": after + WINDOW, "limit": limit - len(found)},
@@ -305,11 +319,15 @@ class Reader:
                 select(part.where(_R.request_id > after).order_by(_R.request_id).limit(window).subquery())
                 for part in branches
             ]
-            ids = list(
-                connection.execute(
-                    select(union_all(*parts).subquery()).order_by("request_id").limit(window)
+            ids = sorted(
+                each
+                for start in range(0, len(parts), BRANCHES_AT_ONCE)
+                for each in connection.execute(
+                    select(union_all(*parts[start : start + BRANCHES_AT_ONCE]).subquery())
+                    .order_by("request_id")
+                    .limit(window)
                 ).scalars()
-            )
+            )[:window]
             if not ids:
                 return found, None
             rows = connection.execute(
@@ -319,7 +337,7 @@ class Reader:
             for row in rows:
                 found.append(self._receipt(row))
                 if len(found) == limit:
-                    return found, row.request_id
+                    return found, (row.request_id if row.request_id < ids[-1] or len(ids) == window else None)
             after = ids[-1]
             if len(ids) < window:
                 return found, None

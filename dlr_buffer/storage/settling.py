@@ -179,7 +179,8 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
     claims, now, account_id = tx.claims, settlement.now, settlement.account_id
     acknowledged = _acknowledge(tx, settlement)
     dead, superseded = _refuse(tx, settlement)
-    settled = [each.request_id for each in (*settlement.acknowledged, *settlement.refused)]
+    settled = [each.request_id for each in settlement.acknowledged]
+    settled += [each.request_id for each in settlement.refused]
     tx.ended.update(dict.fromkeys(settled, 0))
     tx.ended.update(dict.fromkeys(settlement.returned, int(settlement.sent)))
     overtaken = [each for each in settlement.returned if tx.overtaken(each)]
@@ -317,10 +318,12 @@ class Claimer:
             rows = connection.execute(FRESH, {"account_id": account_id, "start": start, "limit": ask}).all()
             for row in rows:
                 start = row.request_id + 1
-                if row.request_id in claims or row.request_id in excluding or claims.busy(row.message):
+                if row.request_id in claims or row.request_id in excluding:
                     continue
                 if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
                     stale.append(row.request_id)
+                    continue
+                if claims.busy(row.message):
                     continue
                 candidates.append(row)
                 if len(candidates) == limit:
@@ -365,10 +368,12 @@ class Claimer:
                     statement, {"account_id": account_id, "limit": _LOOK_AHEAD, "offset": offset, **bounds}
                 ).all()
                 for row in rows:
-                    if row.request_id in claims or row.request_id in excluding or claims.busy(row.message):
+                    if row.request_id in claims or row.request_id in excluding:
                         continue
                     if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
                         stale.append(row.request_id)
+                        continue
+                    if claims.busy(row.message):
                         continue
                     claims.take(row.request_id, row.message)
                     return DueClaim(_claimed(account, row, claims), None), stale
@@ -395,10 +400,12 @@ class Claimer:
             _THESE, {"account_id": account_id, "request_ids": json_array(request_ids)}
         ).all()
         for row in rows:
-            if row.request_id in claims or claims.busy(row.message):
+            if row.request_id in claims:
                 continue
             if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
                 stale.append(row.request_id)
+                continue
+            if claims.busy(row.message):
                 continue
             claims.take(row.request_id, row.message)
             taken.append(_claimed(account, row, claims))

@@ -634,6 +634,7 @@ class SqliteStore:
                 after=after,
                 settled_before=settled_before_ms,
                 dead_before=dead_before_ms,
+                now=self._now_ms(),
             )
         )
 
@@ -757,8 +758,12 @@ class SqliteStore:
         if narrow.after_ms is not None:
             where.append(column.registered_at > narrow.after_ms)
         if narrow.message_id is not None:
-            named = self._reader.named_message(connection, account_ids, narrow.message_id, where)
-            return [each for each in named if each[0] > after][:limit], None
+            named = [
+                each
+                for each in self._reader.named_message(connection, account_ids, narrow.message_id, where)
+                if each[0] > after
+            ]
+            return named[:limit], (named[limit - 1][0] if len(named) > limit else None)
         return self._reader.messages(connection, where, after=after, limit=limit)
 
     def _find_receipts(

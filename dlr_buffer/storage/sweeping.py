@@ -133,19 +133,20 @@ _PURGE_WINDOW = (
 
 
 def purge_candidates(
-    connection: Connection, *, after: int, settled_before: int, dead_before: int
+    connection: Connection, *, after: int, settled_before: int, dead_before: int, now: int
 ) -> tuple[list[int], int | None]:
     """Look (on a reader) for receipts whose retention is over.
 
     Returns ids and where to go on, None at the end.
 
-    A receipt can't have been settled before it was created, so the walk ends at the first that is too young.
+    A receipt can't have been settled before it was created, so the walk ends at the first that is too young
+    (but not at one from the future, which a leap of the clock left behind).
     """
     rows = connection.execute(_PURGE_WINDOW, {"after": after}).all()
     youngest = max(settled_before, dead_before)
     found: list[int] = []
     for row in rows:
-        if row.created_at >= youngest:
+        if youngest <= row.created_at <= now:
             return found, None
         if _over(row, settled_before, dead_before):
             found.append(row.request_id)

@@ -14,6 +14,7 @@ import selectors
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -192,7 +193,11 @@ class Site:
         }
 
     def command(
-        self, *arguments: str, stdin: str | bytes = b"", config: bool = True, environ: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        stdin: str | bytes = b"",
+        config: bool = True,
+        environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run one command of the program as a user would, with this site's configuration."""
         given = stdin.encode() if isinstance(stdin, str) else stdin
@@ -285,7 +290,9 @@ class DaemonProcess:
             selector.register(self._gone, selectors.EVENT_READ)
             while True:
                 ready = [key.fileobj for key, _ in selector.select()]
-                lines = self._notified.recv(65536).decode().splitlines() if self._notified in ready else ["gone"]
+                lines = (
+                    self._notified.recv(65536).decode().splitlines() if self._notified in ready else ["gone"]
+                )
                 with self._changed:
                     self._seen.update(lines)
                     self._changed.notify_all()
@@ -343,6 +350,19 @@ class StandIn:
             return at(self.simulator.record)
 
         return self._call(ask())
+
+    @contextmanager
+    def listening_tls(self, context: ssl.SSLContext) -> Iterator[int]:
+        """Listen with TLS on another port, which is yielded, and say nothing to whoever accepts the handshake."""
+
+        async def silence(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        server = self._call(asyncio.start_server(silence, "127.0.0.1", 0, ssl=context))
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            self._loop.call_soon_threadsafe(server.close)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()

@@ -1,0 +1,78 @@
+"""A full disk and an overload are honest, and nothing of a refused request is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dlr_buffer.errors import Overloaded, StorageFull
+from dlr_buffer.storage.writer import MAX_WAITING_ROWS, Lane
+from tests.integration.storage.harness import DELIVERED, opened, rows
+from tests.loops import on_loop
+
+
+@on_loop
+async def test_below_min_free_only_registration_stops(path: Path) -> None:
+    """Registration is refused with what to do, while reports, deliveries and expiry go on."""
+    async with opened(path, min_free_bytes=2**62) as queue:
+        with pytest.raises(StorageFull, match=r"min_free.*free some space") as caught:
+            await queue.register("m")
+        assert caught.value.retry_after_s > 0
+        assert await queue.gone("m")
+        await queue.report_one("m", DELIVERED)
+        assert await queue.acknowledge_all() == 1
+        assert await queue.expire() == 0
+
+
+@on_loop
+async def test_too_much_waiting_is_refused(path: Path) -> None:
+    """Behind more rows than are allowed to wait, apps get Overloaded at once; settling and admins do not."""
+    async with opened(path) as queue:
+        await queue.report_one("m", DELIVERED)
+        await queue.claim()
+        writer = queue.store._writer
+        async with queue.hold_writer():
+            writer._waiting_rows += MAX_WAITING_ROWS
+            with pytest.raises(Overloaded, match="wait to be written"):
+                await queue.register("a")
+            with pytest.raises(Overloaded):
+                await queue.report(("a", DELIVERED), ("b", DELIVERED))
+        writer._waiting_rows -= 1
+        await queue.settle(acknowledged=[1])
+        await writer.submit(Lane.ADMIN, run=lambda _tx: None)
+        writer._waiting_rows -= MAX_WAITING_ROWS - 1
+        await queue.register("a")
+        assert writer.waiting_rows == 0
+
+
+@on_loop
+async def test_a_full_database_stores_nothing_and_recovers(path: Path) -> None:
+    """When SQLite finds no room, every command of the group gets StorageFull, and all goes on once there is some."""
+    async with opened(path) as queue:
+        connection = queue.store._writer._connection
+        assert connection is not None
+        async with queue.hold_writer():
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StorageFull, match="free some space"):
+            await queue.register(*(f"m{n}" for n in range(5000)))
+        assert rows(path, "SELECT count(*) FROM messages") == [(0,)]
+        assert queue.store.failure is None
+        async with queue.hold_writer():
+            connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+        assert len(await queue.register(*(f"m{n}" for n in range(5000)))) == 5000
+
+
+@on_loop
+async def test_facts_are_facts(path: Path) -> None:
+    """What `status` says of the database is what the file system and the writer say."""
+    async with opened(path) as queue:
+        await queue.register("m")
+        facts = queue.store.facts()
+        assert facts.path == path
+        assert facts.size_bytes == path.stat().st_size
+        assert facts.wal_bytes == path.with_name("queue.db-wal").stat().st_size > 0
+        assert facts.free_bytes > 0
+        assert (facts.commits, facts.waiting_rows, facts.waiting_commands) == (1, 0, 0)
+        assert queue.store.deliveries == 1

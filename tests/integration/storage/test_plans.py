@@ -1,0 +1,145 @@
+"""No statement scans the queue: EXPLAIN QUERY PLAN of everything that a working day runs."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+
+from dlr_buffer.receipts import ReceiptAction, ReceiptStatus
+from dlr_buffer.selection import MessageAction, MessageFilter, ReceiptFilter
+from tests.integration.storage.harness import (
+    ACCEPTED,
+    DAY,
+    DELIVERED,
+    ENROUTE,
+    Queue,
+    opened,
+)
+from tests.loops import on_loop
+
+MAY_BE_SCANNED = re.compile(r"SCAN (queue_state|bereft|accounts|anon_\d+)\b")
+"""A single row, what admins deleted, the accounts, and SQLAlchemy's names for subqueries and json_each."""
+MAY_BE_SORTED = (
+    "AS anon_1 ORDER BY anon_1.request_id",  # the lowest of several branches, each of them in order
+    "ORDER BY history.id",  # the history of one page
+    "ORDER BY messages.id",  # one message id, in each account
+    "next_attempt_at IS NOT NULL",  # those that wait out a refusal: few, and indexed by their deadline
+)
+
+HOT = {
+    "fresh": (r"status = 2 AND receipts.next_attempt_at IS NULL .*request_id >= ", "receipts_fresh"),
+    "due": (r"next_attempt_at <= .* ORDER BY receipts.next_attempt_at LIMIT", "receipts_due"),
+    "far": (r"ORDER BY receipts.next_attempt_at DESC", "receipts_due"),
+    "next due": (r"^SELECT receipts.next_attempt_at FROM", "COVERING INDEX receipts_due"),
+    "known messages": (r"^SELECT messages.id, .* messages.message_id IN \(SELECT", "messages_name"),
+    "one message": (r"AND messages.message_id = \?$", "messages_name"),
+    "expiry, later": (r"messages.expires_at > \? AND messages.expires_at <= \?", "messages_expiry"),
+    "expiry, same moment": (r"messages.expires_at = \? AND messages.id > \?", "messages_expiry"),
+    "change state": (r"^UPDATE messages SET state", "INTEGER PRIMARY KEY"),
+    "supersede": (r"^UPDATE receipts SET .* BETWEEN \? AND \?", "INTEGER PRIMARY KEY"),
+    "acknowledge": (r"^UPDATE receipts SET .*response_id=", "INTEGER PRIMARY KEY"),
+    "retention": (
+        r"WHERE receipts.request_id > \? ORDER BY receipts.request_id LIMIT",
+        "INTEGER PRIMARY KEY",
+    ),
+    "oldest fresh": (r"^SELECT receipts.created_at .*next_attempt_at IS NULL", "receipts_fresh"),
+    "oldest due": (r"^SELECT min\(receipts.request_id\)", "receipts_due"),
+    "held": (r"status = 3 AND", "receipts_held"),
+    "dead": (r"status = 6 AND", "receipts_dead"),
+    "history": (r"^SELECT history", "history_receipt"),
+}
+
+
+@contextmanager
+def recorded(queue: Queue) -> Iterator[dict[str, Any]]:
+    """Every statement that is run, with parameters of one run."""
+    seen: dict[str, Any] = {}
+
+    def note(_c: object, _cursor: object, statement: str, values: Any, _ctx: object, many: bool) -> None:  # noqa: FBT001 - SQLAlchemy's signature
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            seen.setdefault(" ".join(statement.split()), values[0] if many else values)
+
+    targets = [queue.store._writer._connection, queue.store._reader_engine]
+    for target in targets:
+        event.listen(target, "before_cursor_execute", note)
+    yield seen
+    for target in targets:
+        event.remove(target, "before_cursor_execute", note)
+
+
+async def work_a_day(queue: Queue) -> None:
+    """Call everything that the store offers, with something for each to find."""
+    store, now = queue.store, queue.clock.now_ms
+    names = [f"m{n}" for n in range(60)]
+    await queue.register(*names)
+    await queue.report(*((name, ENROUTE) for name in names))
+    await queue.report(*((name, ACCEPTED) for name in names[:20]))
+    ids = await queue.claim(limit=20)
+    await queue.settle(acknowledged=ids[:10], refused=ids[10:15], returned=ids[15:])
+    await queue.claim_due()
+    queue.clock.advance(10_000)
+    due = await queue.claim_due()
+    assert due.claimed is not None
+    await queue.report((due.claimed.receipt.message_id, DELIVERED))
+    await queue.settle(returned=[due.claimed.receipt.request_id])
+    await queue.kill("dead")
+    await store.claim_these("default", [50, 51])
+    for status in (None, *ReceiptStatus):
+        for account in (None, "default"):
+            await store.list_receipts(ReceiptFilter(status=status, account=account), after=0, limit=5)
+    await store.list_receipts(ReceiptFilter(waiting=True, error_code="x"), after=0, limit=5)
+    await store.list_receipts(ReceiptFilter(message_id="m1"), after=0, limit=5)
+    for narrow in (
+        MessageFilter(waiting=True),
+        MessageFilter(message_id="m1"),
+        MessageFilter(account="default"),
+    ):
+        await store.list_messages(narrow, after=0, limit=5)
+    await store.oldest()
+    await store.look_for_oldest()
+    await queue.view("m1")
+    await store.receipt(1)
+    for action in (ReceiptAction.HOLD, ReceiptAction.RELEASE, ReceiptAction.RETRY, ReceiptAction.DELETE):
+        await queue.act(action, 60, 61)
+    for message_action in MessageAction:
+        await queue.act_on_messages(message_action, "m30", "m31")
+    queue.clock.advance(40 * DAY)
+    await queue.expire()
+    await queue.acknowledge_all()
+    queue.clock.advance(40 * DAY)
+    found, _ = await store.purge_candidates(after=0, settled_before_ms=now(), dead_before_ms=now())
+    await store.purge(found, settled_before_ms=now(), dead_before_ms=now())
+    await store.purge_bereft(before_ms=now())
+
+
+@on_loop
+async def test_nothing_scans_or_sorts_the_queue(path: Path) -> None:
+    """Every statement reaches its rows by an index, in the index's order where it promises one."""
+    async with opened(path) as queue:
+        with recorded(queue) as seen:
+            await work_a_day(queue)
+    assert len(seen) > 30
+    plans: dict[str, list[str]] = {}
+    with closing(sqlite3.connect(path)) as database:
+        for statement, values in seen.items():
+            plan = [row[3] for row in database.execute("EXPLAIN QUERY PLAN " + statement, values)]
+            plans[statement] = plan
+            for step in plan:
+                assert not step.startswith("SCAN") or MAY_BE_SCANNED.match(step), (statement, step)
+                if "TEMP B-TREE" in step:
+                    assert any(each in statement for each in MAY_BE_SORTED), (statement, step)
+    for name, (pattern, index) in HOT.items():
+        matching = {statement: plan for statement, plan in plans.items() if re.search(pattern, statement)}
+        assert matching, f"no statement looks like {name}"
+        for statement, plan in matching.items():
+            assert any(index in step for step in plan), (name, statement, plan)
+    for name in ("fresh", "due", "far", "next due", "expiry, later", "expiry, same moment", "oldest fresh"):
+        for statement, plan in plans.items():
+            if re.search(HOT[name][0], statement):
+                assert not any("TEMP B-TREE" in step for step in plan), (name, plan)

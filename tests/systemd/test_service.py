@@ -1,0 +1,391 @@
+"""The service under a real systemd: every command that the documents print, and what the unit promises.
+
+One machine is booted for the whole file. On it the sections of `tests.documents.ON_A_MACHINE` are run as printed, line by
+line: what begins with ``sudo`` as root, all else as the user of an app. The further tests look at what came of it. The
+stand-in for Smartswitch runs in the machine too, and takes the place of the https address.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.checkout import copy_project
+from tests.documents import ON_A_MACHINE, Block, Section, blocks_of
+from tests.systemd.machine import Machine, eventually, unfit
+
+pytestmark = pytest.mark.timeout(300)  # whichever test comes first boots the machine and installs
+
+APP = "my-app"
+"""The app of docs/operations.md, which joins the service's group there."""
+STRANGER = "stranger"
+"""A user of the machine who has nothing to do with the service."""
+PASSWORD = "correct-horse-battery"
+UPSTREAM = "https://smartswitch.example.com/api/dlr"
+SERVICE_PYTHON = "/opt/dlr-buffer/venv/bin/python"
+ETC = "/etc/dlr-buffer"
+UNIT = "dlr-buffer.service"
+INSTALL = ON_A_MACHINE[0]
+STEPS = [(block, step) for section in ON_A_MACHINE for block in blocks_of(section) for step in (
+    block.commands if block.language == "sh" else [block.text]
+)]
+"""Each command, and each block that is no list of commands, in the order in which they are run."""
+
+# Stands for the admin: keeps a copy of what was there before, then writes what the share has under the file's name.
+EDITOR = """\
+#!/bin/sh
+set -eu
+name=$(basename "$1")
+cp "$1" "/share/before/$name.$(ls /share/before | wc -l)"
+cat "/share/edited/$name" >"$1"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """How one step ended."""
+
+    code: int
+    output: str
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Boot a machine that has the project, an app's user and an admin's editor, and nothing of the service."""
+    if reason := unfit(tmp_path_factory.mktemp("probe")):
+        pytest.skip(reason)
+    with Machine(tmp_path_factory.mktemp("machine")) as machine:
+        project = copy_project(machine.share / "project")
+        for name in ("edited", "before"):
+            (machine.share / name).mkdir()
+        config = (project / "config/config.toml").read_text()
+        assert UPSTREAM in config
+        url = f"http://127.0.0.1:{_free_port()}/api/dlr"
+        (machine.share / "edited/config.toml").write_text(config.replace(UPSTREAM, url))
+        (machine.share / "edited/default.password").write_text(PASSWORD + "\n")
+        editor = machine.share / "editor"
+        editor.write_text(EDITOR)
+        machine.ask("install", "-m", "0755", "/share/editor", "/usr/local/bin/editor")
+        for user in (APP, STRANGER):
+            machine.ask("useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", user)
+        yield machine
+
+
+@pytest.fixture(scope="module")
+def tried(machine: Machine) -> list[Tried]:
+    """Run every step of the documents, in order; how each ended is judged by the tests."""
+    results = []
+    for block, step in STEPS:
+        if block.section == Section("docs/operations.md", "Steer"):
+            _leave_something_to_steer(machine)
+        results.append(_try(machine, block, step))
+        if (block.section, step) == (INSTALL, INSTALL_STEPS[-1]):
+            _start_stand_in(machine)
+    return results
+
+
+INSTALL_STEPS = [step for block, step in STEPS if block.section == INSTALL]
+
+
+@pytest.fixture
+def service(machine: Machine, tried: list[Tried]) -> Machine:
+    """The machine, with the service installed and running."""
+    machine.ask("systemctl", "start", UNIT)
+    return machine
+
+
+@pytest.mark.parametrize(
+    "number", range(len(STEPS)), ids=[f"{block.section}: {step.splitlines()[0]}" for block, step in STEPS]
+)
+def test_a_printed_command_works(tried: list[Tried], number: int) -> None:
+    """Each command of the documents exits with 0 on a fresh machine, run in the documents' order."""
+    assert tried[number].code == 0, tried[number].output
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("sudo make install", "writing /etc/dlr-buffer/config.toml"),
+        ("sudo dlr-buffer check-config", 'password = "***"'),
+        ("sudo dlr-buffer show 1561370632513", "delivered"),
+        ("sudo dlr-buffer pause default", "paused"),
+        ("sudo curl --silent --unix-socket /run/dlr-buffer/admin.sock http://localhost/metrics", "dlr_buffer_receipts{"),
+        ("systemctl status dlr-buffer", "active (running)"),
+        ("sudo dlr-buffer hold --account default --state unknown --dry-run", "1 receipt would be held"),
+        ("sudo dlr-buffer hold --account default --state unknown --yes", "1 receipt held"),
+        ("sudo dlr-buffer release --status held --yes", "1 receipt released"),
+    ],
+)
+def test_a_printed_command_does_what_is_said(tried: list[Tried], step: str, said: str) -> None:
+    """Beyond the exit code: commands whose effect the documents name have it."""
+    outputs = [done.output for (_, printed), done in zip(STEPS, tried, strict=True) if printed == step]
+    assert outputs, f"the documents do not print {step!r} any longer"
+    assert said in outputs[0]
+
+
+def test_all_that_the_documents_reported_reached_smartswitch(service: Machine) -> None:
+    """What the examples registered and reported is acknowledged, each once, over all restarts on the way."""
+    eventually(lambda: _account(service)["receipts"]["pending"] == 0)
+    receipts = _rows(service, "receipts")
+    states = {(row["message_id"], row["message_state"]): row["status"] for row in receipts}
+    assert states[("1561370632513", "delivered")] == "acknowledged"
+    assert states[("1561370632514", "delivered")] == "acknowledged"
+    assert states[("to-be-steered", "unknown")] == "acknowledged"
+    assert len(states) == len(receipts)
+
+
+def test_the_unit_verifies(service: Machine) -> None:
+    """systemd has nothing to say against the unit as it is installed."""
+    done = service.run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_daemon_says_that_it_is_ready(service: Machine) -> None:
+    """The unit is of the type that waits for READY, and is active; the daemon runs as its own user, never restarted."""
+    facts = service.facts(UNIT, "Type", "ActiveState", "SubState", "MainPID", "NRestarts", "UnitFileState")
+    pid = facts.pop("MainPID")
+    assert facts == {
+        "Type": "notify",
+        "ActiveState": "active",
+        "SubState": "running",
+        "NRestarts": "0",
+        "UnitFileState": "enabled",
+    }
+    assert service.ask("ps", "-o", "user:20=,group:20=", "-p", pid).split() == ["dlr-buffer", "dlr-buffer"]
+
+
+def test_files_and_sockets_have_the_promised_owners(service: Machine) -> None:
+    """Secrets are root's and the service's, the client socket its group's, the admin socket its own."""
+    said = service.ask(
+        *("stat", "--format=%n %a %U %G"),
+        *(f"{ETC}/config.toml", "/run/dlr-buffer/client.sock", "/run/dlr-buffer/admin.sock", "/var/lib/dlr-buffer"),
+    )
+    assert said.splitlines() == [
+        f"{ETC}/config.toml 640 root dlr-buffer",
+        "/run/dlr-buffer/client.sock 660 dlr-buffer dlr-buffer",
+        "/run/dlr-buffer/admin.sock 600 dlr-buffer dlr-buffer",
+        "/var/lib/dlr-buffer 700 dlr-buffer dlr-buffer",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("user", "name", "code"),
+    [(APP, "client", 0), (APP, "admin", 7), (STRANGER, "client", 7), (STRANGER, "admin", 7)],
+)
+def test_who_may_connect(service: Machine, user: str, name: str, code: int) -> None:
+    """An app in the group reaches the client socket, but not the admin socket; others reach neither (curl's 7)."""
+    done = service.run(
+        *("curl", "--silent", "--fail", "--unix-socket", f"/run/dlr-buffer/{name}.sock", "http://localhost/healthz"),
+        user=user,
+    )
+    assert done.returncode == code, done.stdout
+
+
+def test_reload_is_told_to_systemd(service: Machine) -> None:
+    """A reload keeps the process, takes over what changed, and is announced with RELOADING and ended with READY."""
+    before = service.facts(UNIT, "MainPID", "NRestarts")
+    cursor = _journal_cursor(service)
+    service.ask("sed", "-i", 's/^level = "info"/level = "debug"/', f"{ETC}/config.toml")
+    service.ask("systemctl", "log-level", "debug")
+    try:
+        service.ask("systemctl", "reload", UNIT)
+        eventually(lambda: "READY=1" in _notifications(service, cursor))
+    finally:
+        service.ask("systemctl", "log-level", "info")
+    told = _notifications(service, cursor)
+    assert told.index("RELOADING=1") < told.index("READY=1")
+    assert service.facts(UNIT, "MainPID", "NRestarts") == before
+    eventually(lambda: service.facts(UNIT, "ActiveState")["ActiveState"] == "active")
+
+
+def test_a_restart_keeps_the_queue(service: Machine) -> None:
+    """Messages that wait for their state, and all receipts, are there after `systemctl restart`."""
+    service.ask("dlr-buffer", "register", "waits-over-a-restart")
+    eventually(lambda: _account(service)["receipts"]["pending"] == 0)
+    before = _rows(service, "messages"), _rows(service, "receipts")
+    assert "waits-over-a-restart" in {row["message_id"] for row in before[0]}
+    pid = service.facts(UNIT, "MainPID")
+    service.ask("systemctl", "restart", UNIT)
+    assert service.facts(UNIT, "MainPID") != pid
+    assert (_rows(service, "messages"), _rows(service, "receipts")) == before
+
+
+def test_a_killed_daemon_is_started_again(service: Machine) -> None:
+    """After SIGKILL systemd starts it anew, on the same queue."""
+    service.ask("dlr-buffer", "register", "waits-over-a-kill")
+    pid = service.facts(UNIT, "MainPID")
+    service.ask("systemctl", "kill", "--signal=KILL", UNIT)
+    eventually(lambda: service.facts(UNIT, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "1"})
+    assert service.facts(UNIT, "MainPID") != pid
+    assert "waits-over-a-kill" in {row["message_id"] for row in _rows(service, "messages")}
+
+
+def test_a_stop_is_clean(service: Machine) -> None:
+    """`systemctl stop` ends the daemon with exit code 0, and takes the sockets away."""
+    service.ask("systemctl", "stop", UNIT)
+    facts = service.facts(UNIT, "ActiveState", "Result", "ExecMainCode", "ExecMainStatus")
+    assert facts == {"ActiveState": "inactive", "Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0"}
+    assert service.run("ls", "/run/dlr-buffer").returncode != 0
+    done = service.run("dlr-buffer", "status")
+    assert done.returncode == 69
+    assert "systemctl status dlr-buffer" in done.stdout
+
+
+def test_no_password_is_seen(service: Machine) -> None:
+    """Neither the journal, at debug level too, nor the list of processes has the password."""
+    seen = service.ask("journalctl", "--no-pager", "--output=cat", "--unit", UNIT) + service.ask("ps", "axeww")
+    assert "dlr-buffer run" in seen
+    assert PASSWORD not in seen
+
+
+def test_installing_again_keeps_what_the_admin_wrote(service: Machine) -> None:
+    """The first edit finds the shipped files, the second (after another `make install`) what the first one wrote."""
+    before, edited = service.share / "before", service.share / "edited"
+    shipped = (service.share / "project/config/config.toml").read_text()
+    found = {path.name: path.read_text() for path in before.iterdir()}
+    assert found == {
+        "config.toml.0": shipped,
+        "default.password.1": "",
+        "config.toml.2": (edited / "config.toml").read_text(),
+        "default.password.3": (edited / "default.password").read_text(),
+    }
+
+
+def test_an_upgrade_says_what_is_left_to_do(service: Machine) -> None:
+    """`make install` over a running service leaves it running as it was, and says how to go over."""
+    pid = service.facts(UNIT, "MainPID")
+    done = service.run("make", "install", cwd="/share/project")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].endswith("sudo systemctl restart dlr-buffer")
+    assert service.facts(UNIT, "MainPID") == pid
+
+
+@pytest.mark.parametrize(
+    ("user", "given", "said"),
+    [
+        (APP, "", "sudo make install"),
+        ("root", "PYTHON=/share/hidden", "is below a home folder"),
+        ("root", "PYTHON=/share/none", "is not Python 3.11 or newer"),
+        ("root", "PREFIX=/home/dlr-buffer", "is below a home folder"),
+        ("root", "PREFIX=somewhere", "PREFIX is an absolute path"),
+        ("root", "PREFIX=/share/taken", "was not made by make install"),
+    ],
+)
+def test_an_install_that_cannot_work_is_refused(machine: Machine, user: str, given: str, said: str) -> None:
+    """It says what to do instead, before anything is changed."""
+    hidden = machine.share / "hidden"
+    # As the Python of a version manager would: new enough, and living in a home folder.
+    hidden.write_text('#!/bin/sh\ncase "$2" in *realpath*) echo /home/ada/.pyenv/versions/3.12.1;; *) echo 3.12;; esac\n')
+    hidden.chmod(0o755)
+    (machine.share / "taken/venv").mkdir(parents=True, exist_ok=True)
+    done = machine.run("make", "install", *filter(None, [given]), user=user, cwd="/share/project")
+    assert done.returncode != 0
+    assert said in done.stdout
+    assert "installing" not in done.stdout
+    assert list((machine.share / "taken/venv").iterdir()) == []
+
+
+def test_uninstall_leaves_queue_and_configuration(service: Machine) -> None:
+    """Program, link and unit go and the service stops; queue, configuration and user stay. Twice does no harm."""
+    # The last test of this file: the service is gone after it.
+    pid = service.facts(UNIT, "MainPID")["MainPID"]
+    for _ in range(2):
+        done = service.run("make", "uninstall", cwd="/share/project")
+        assert done.returncode == 0, done.stdout
+    assert service.run("ps", "-p", pid).returncode != 0
+    assert service.facts(UNIT, "LoadState") == {"LoadState": "not-found"}
+    for gone in ("/opt/dlr-buffer", "/usr/local/bin/dlr-buffer", f"/etc/systemd/system/{UNIT}"):
+        assert service.run("ls", "-d", gone).returncode != 0
+    assert service.ask("find", "/etc/systemd/system", "-name", UNIT) == ""
+    service.ask("ls", f"{ETC}/config.toml", f"{ETC}/default.password", "/var/lib/dlr-buffer/queue.db")
+    service.ask("id", "dlr-buffer")
+
+
+def _try(machine: Machine, block: Block, step: str) -> Tried:
+    """Run one step as a reader of the document would."""
+    match block.language:
+        case "sh":
+            root = step.startswith("sudo ")
+            # What is read from standard input in any of them is a password.
+            done = machine.run(
+                *("bash", "-c", step.removeprefix("sudo ")),
+                user="root" if root else APP,
+                cwd="/share/project",
+                stdin=PASSWORD + "\n",
+            )
+        case "python":
+            done = machine.run(SERVICE_PYTHON, "-c", step, user=APP)
+        case "ini":
+            done = _use_drop_in(machine, step)
+        case _:
+            return Tried(0, "not for running")
+    return Tried(done.returncode, done.stdout)
+
+
+def _use_drop_in(machine: Machine, text: str) -> subprocess.CompletedProcess[str]:
+    """Put a drop-in beside the unit, and the password out of the configuration, and restart."""
+    (machine.share / "drop-in.conf").write_text(text)
+    machine.ask("install", "-D", "-m", "0644", "/share/drop-in.conf", f"/etc/systemd/system/{UNIT}.d/docs.conf")
+    machine.ask("sed", "-i", "/^password_file = /d", f"{ETC}/config.toml")
+    machine.ask("systemctl", "daemon-reload")
+    return machine.run("systemctl", "restart", UNIT)
+
+
+def _start_stand_in(machine: Machine) -> None:
+    """Run the stand-in where the configuration expects Smartswitch, and return once it listens."""
+    config = machine.ask("cat", f"{ETC}/config.toml")
+    found = re.search(r'"http://(127\.0\.0\.1:\d+)/api/dlr"', config)
+    assert found is not None
+    machine.ask("install", "-m", "0600", "/share/edited/default.password", "/root/stand-in.password")
+    machine.ask(
+        *("systemd-run", "--quiet", "--unit=smartswitch", "/usr/local/bin/dlr-buffer", "simulate"),
+        *("--listen", found[1], "--login", "supplier", "--password-file", "/root/stand-in.password"),
+    )
+    eventually(lambda: machine.run("curl", "--silent", f"http://{found[1]}/_simulator/record").returncode == 0)
+
+
+def _leave_something_to_steer(machine: Machine) -> None:
+    """Report an intermediate state while the account is paused (the README's last command), so that it waits."""
+    machine.ask("dlr-buffer", "report", "to-be-steered", "unknown")
+
+
+def _account(machine: Machine) -> Mapping[str, Any]:
+    """Return the account as `status` shows it."""
+    (line,) = [
+        facts
+        for facts in map(json.loads, machine.ask("dlr-buffer", "--json", "status").splitlines())
+        if facts.get("accounts")
+    ]
+    account: Mapping[str, Any] = line["accounts"][0]
+    return account
+
+
+def _rows(machine: Machine, kind: str) -> list[dict[str, Any]]:
+    """Return all messages or receipts as `list` shows them."""
+    return [json.loads(line) for line in machine.ask("dlr-buffer", "--json", "list", kind, "--limit", "0").splitlines()]
+
+
+def _journal_cursor(machine: Machine) -> str:
+    """Return where the journal ends now."""
+    return machine.ask("journalctl", "--no-pager", "--lines=0", "--show-cursor").partition("cursor: ")[2]
+
+
+def _notifications(machine: Machine, cursor: str) -> list[str]:
+    """Return what the daemon told systemd since ``cursor``, which writes it down at its debug level."""
+    lines = machine.ask("journalctl", "--no-pager", "--output=cat", f"--after-cursor={cursor}", "_PID=1").splitlines()
+    told = [line for line in lines if line.startswith(UNIT) and "Got notification message" in line]
+    return [name for line in told for name in re.findall(r"(?:RELOADING|READY)=1", line)]
+
+
+def _free_port() -> int:
+    """Return a port of loopback that nobody uses; the machine shares the host's network."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port

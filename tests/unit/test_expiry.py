@@ -1,0 +1,250 @@
+"""When expiry sweeps, and whether it believes the clock; what sweeping does to rows is tested on real files."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from dlr_buffer.expiry import ClockMark, Expiry, Mark, judge_clock
+from tests.clocks import FakeClock
+from tests.loops import on_loop
+
+HOUR = 3_600_000
+MINUTE = 60_000
+NOW = 1_800_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What one chunk did."""
+
+    expired: int = 0
+    more: bool = False
+
+
+@dataclass(slots=True)
+class ScriptedStore:
+    """Keeps the mark as a database does; sweeping does what the script says."""
+
+    mark: ClockMark = field(default_factory=Mark)
+    chunks: list[Swept] = field(default_factory=list)
+    swept_at: list[int] = field(default_factory=list)
+    kept: int = 0
+    clock: FakeClock | None = None
+    leap_after_chunk: int = 0
+    hold: asyncio.Event | None = None
+
+    async def expire_chunk(self, now_ms: int) -> Swept:
+        """Do the next thing of the script."""
+        self.swept_at.append(now_ms)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.clock is not None:
+            self.clock.leap(self.leap_after_chunk)
+        return self.chunks.pop(0) if self.chunks else Swept()
+
+    async def clock_mark(self) -> ClockMark:
+        """The stored mark."""
+        return self.mark
+
+    async def keep_clock_mark(
+        self,
+        *,
+        boot_id: str | None,
+        offset_ms: int | None,
+        now_ms: int | None,
+        stopped_since_ms: int | None,
+        stop_reason: str | None,
+    ) -> None:
+        """Store a mark."""
+        self.kept += 1
+        self.mark = Mark(boot_id, offset_ms, now_ms, stopped_since_ms, stop_reason)
+
+
+def mark(**changes: int | str | None) -> Mark:
+    """A mark that was stored at NOW, an hour after boot."""
+    facts: dict[str, int | str | None] = {"boot_id": "a", "offset_ms": NOW - HOUR, "now_ms": NOW}
+    return Mark(**(facts | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("stored", "boot_id", "offset_ms", "now_ms", "reason"),
+    [
+        (Mark(), "a", 0, NOW, None),
+        (mark(), "a", NOW - HOUR, NOW + 10, None),
+        (mark(), "a", NOW - HOUR + HOUR, NOW + HOUR, None),
+        (mark(), "a", NOW - HOUR + HOUR + 1, NOW + HOUR + 1, "forward"),
+        (mark(), "a", NOW - HOUR - HOUR - 1, NOW + HOUR, "back"),
+        (mark(), "a", NOW - HOUR, NOW - MINUTE, None),
+        (mark(), "a", NOW - HOUR, NOW - MINUTE - 1, "went back"),
+        (mark(), "b", NOW - 5, NOW - MINUTE - 1, "went back"),
+        (mark(), "b", NOW + 500 * HOUR, NOW + 500 * HOUR, None),
+        (mark(stopped_since_ms=NOW + 48 * HOUR, stop_reason="s"), "b", NOW, NOW + 49 * HOUR, "s"),
+        (mark(stopped_since_ms=NOW + 48 * HOUR, stop_reason="s"), "b", NOW, NOW + 2 * HOUR, None),
+        (mark(stopped_since_ms=NOW - 48 * HOUR, stop_reason="s"), "b", NOW, NOW + 2 * HOUR, None),
+        (mark(stopped_since_ms=NOW - 48 * HOUR, stop_reason="s"), "b", NOW, NOW - 40 * HOUR, "went back"),
+    ],
+)
+def test_the_clock_is_judged(
+    stored: Mark, boot_id: str, offset_ms: int, now_ms: int, reason: str | None
+) -> None:
+    """Over an hour of drift under one boot, or over a minute behind, is not believed; downtime is."""
+    judged = judge_clock(stored, boot_id=boot_id, offset_ms=offset_ms, now_ms=now_ms)
+    assert judged is None if reason is None else judged is not None and reason in judged
+
+
+@on_loop
+async def test_a_sweep_goes_on_until_nothing_is_due() -> None:
+    """All chunks are taken in one sweep, and what they expired is added up."""
+    clock = FakeClock()
+    store = ScriptedStore(chunks=[Swept(250, more=True), Swept(0, more=True), Swept(7)])
+    expiry = Expiry(store, clock)
+    assert await expiry.sweep() == 257
+    assert store.swept_at == [clock.now_ms()] * 3
+    assert expiry.last_sweep_at_ms == clock.now_ms()
+
+
+@on_loop
+async def test_one_sweep_at_a_time() -> None:
+    """A tick during a long sweep does nothing, and the next one after it sweeps again."""
+    store = ScriptedStore(hold=asyncio.Event())
+    assert store.hold is not None
+    expiry = Expiry(store, FakeClock())
+    first = asyncio.create_task(expiry.sweep())
+    while not store.swept_at:
+        await asyncio.sleep(0)
+    assert await expiry.sweep() == 0
+    assert len(store.swept_at) == 1
+    store.hold.set()
+    await first
+    await expiry.sweep()
+    assert len(store.swept_at) == 2
+
+
+@on_loop
+async def test_a_leap_during_a_sweep_expires_nothing_more() -> None:
+    """A sweep goes by the time that was judged; the leap in the middle of it stops the next sweep."""
+    clock = FakeClock()
+    believed = clock.now_ms()
+    store = ScriptedStore(chunks=[Swept(250, more=True), Swept(1)], clock=clock, leap_after_chunk=72 * HOUR)
+    expiry = Expiry(store, clock)
+    await expiry.sweep()
+    assert store.swept_at == [believed, believed]
+    assert await expiry.sweep() == 0
+    assert expiry.stopped_since_ms == clock.now_ms()
+
+
+@pytest.mark.parametrize(("leap_ms", "word"), [(72 * HOUR, "forward"), (-2 * HOUR, "went back")])
+@on_loop
+async def test_a_leap_stops_and_the_way_back_resumes(leap_ms: int, word: str) -> None:
+    """After a leap nothing is expired, over a restart too, until the clock is back where it was."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    await expiry.sweep()
+    clock.advance(1000)
+    clock.leap(leap_ms)
+    for _ in range(3):
+        assert await expiry.sweep() == 0
+        clock.advance(1000)
+    assert len(store.swept_at) == 1
+    assert expiry.stop_reason is not None
+    assert word in expiry.stop_reason
+    restarted = Expiry(store, clock)
+    assert await restarted.sweep() == 0
+    assert restarted.stop_reason == expiry.stop_reason
+    assert restarted.stopped_since_ms == expiry.stopped_since_ms
+    clock.leap(-leap_ms)
+    await restarted.sweep()
+    assert restarted.stopped_since_ms is None
+    assert store.swept_at[1:] == [clock.now_ms()]
+
+
+@on_loop
+async def test_ten_minutes_of_synchronisation_resume() -> None:
+    """The kernel's word must hold for ten minutes without a break before expiry trusts a leapt clock."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    await expiry.sweep()
+    clock.leap(72 * HOUR)
+    await expiry.sweep()
+    clock.set_synchronised(True)
+    for _ in range(9):
+        await expiry.sweep()
+        clock.advance(MINUTE)
+    clock.set_synchronised(False)
+    await expiry.sweep()
+    clock.set_synchronised(True)
+    for _ in range(10):
+        await expiry.sweep()
+        assert expiry.stopped_since_ms is not None
+        clock.advance(MINUTE)
+    await expiry.sweep()
+    assert expiry.stopped_since_ms is None
+    assert len(store.swept_at) == 2
+
+
+@on_loop
+async def test_an_admin_resumes() -> None:
+    """After `resume` the clock as it is now is the one to go by; without an alarm it does nothing."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    await expiry.resume()
+    assert store.kept == 0
+    await expiry.sweep()
+    clock.leap(72 * HOUR)
+    await expiry.sweep()
+    restarted = Expiry(store, clock)
+    await restarted.resume()
+    await restarted.sweep()
+    assert restarted.stopped_since_ms is None
+    assert len(store.swept_at) == 2
+
+
+@on_loop
+async def test_downtime_is_no_alarm() -> None:
+    """A machine that was off for a week starts with another boot id, and sweeps at once."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    await Expiry(store, clock).sweep()
+    clock.reboot("boot-2", after_ms=7 * 24 * HOUR)
+    await Expiry(store, clock).sweep()
+    assert len(store.swept_at) == 2
+
+
+@on_loop
+async def test_a_reboot_does_not_excuse_a_leap() -> None:
+    """Expiry stopped by a leap forward stays stopped over a reboot with the wrong time, and goes on with the right."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    await expiry.sweep()
+    clock.leap(72 * HOUR)
+    await expiry.sweep()
+    clock.reboot("boot-2", after_ms=MINUTE)
+    expiry = Expiry(store, clock)
+    assert await expiry.sweep() == 0
+    assert expiry.stopped_since_ms is not None
+    clock.leap(-72 * HOUR)
+    await expiry.sweep()
+    assert expiry.stopped_since_ms is None
+    assert len(store.swept_at) == 2
+
+
+@on_loop
+async def test_the_mark_is_kept_once_a_minute() -> None:
+    """Sweeping each second does not write each second, but a moved clock is written at once."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    for _ in range(120):
+        await expiry.sweep()
+        clock.advance(1000)
+    assert store.kept == 2
+    clock.leap(5000)
+    await expiry.sweep()
+    assert store.kept == 3
