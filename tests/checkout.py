@@ -17,7 +17,16 @@ def copy_project(to: Path) -> Path:
     Of a clean work tree that is what ``git clone`` gives; of an unpacked archive, all but what tools leave behind.
     """
     listed = subprocess.run(
-        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        [
+            "git",
+            "-c",
+            f"safe.directory={ROOT}",
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+        ],
         cwd=ROOT,
         check=False,
         capture_output=True,

@@ -41,6 +41,9 @@ class Block:
         return [line for line in self.text.splitlines() if line.strip() and not line.startswith("#")]
 
 
+RUN_LANGUAGES = ("sh", "python", "ini")
+"""Kinds of blocks that are run: commands, a program of an app, a drop-in for the unit."""
+
 IN_A_FRESH_COPY = (Section("README.md", "See it work"),)
 
 ON_A_MACHINE = (

@@ -294,6 +294,15 @@ class Claimer:
         """Claim in ``claims``."""
         self._claims = claims
 
+    def _claimable(self, row: Any, excluding: Container[int], stale: list[int]) -> bool:  # noqa: ANN401 - a row of SQLAlchemy's
+        """Whether a pending receipt may be claimed now; one that a newer one overtook is noted as stale."""
+        if row.request_id in self._claims or row.request_id in excluding:
+            return False
+        if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
+            stale.append(row.request_id)
+            return False
+        return not self._claims.busy(row.message)
+
     def fresh(  # noqa: PLR0913 - called in one place, by name
         self,
         connection: Connection,
@@ -318,12 +327,7 @@ class Claimer:
             rows = connection.execute(FRESH, {"account_id": account_id, "start": start, "limit": ask}).all()
             for row in rows:
                 start = row.request_id + 1
-                if row.request_id in claims or row.request_id in excluding:
-                    continue
-                if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
-                    stale.append(row.request_id)
-                    continue
-                if claims.busy(row.message):
+                if not self._claimable(row, excluding, stale):
                     continue
                 candidates.append(row)
                 if len(candidates) == limit:
@@ -368,12 +372,7 @@ class Claimer:
                     statement, {"account_id": account_id, "limit": _LOOK_AHEAD, "offset": offset, **bounds}
                 ).all()
                 for row in rows:
-                    if row.request_id in claims or row.request_id in excluding:
-                        continue
-                    if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
-                        stale.append(row.request_id)
-                        continue
-                    if claims.busy(row.message):
+                    if not self._claimable(row, excluding, stale):
                         continue
                     claims.take(row.request_id, row.message)
                     return DueClaim(_claimed(account, row, claims), None), stale
@@ -400,12 +399,7 @@ class Claimer:
             _THESE, {"account_id": account_id, "request_ids": json_array(request_ids)}
         ).all()
         for row in rows:
-            if row.request_id in claims:
-                continue
-            if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
-                stale.append(row.request_id)
-                continue
-            if claims.busy(row.message):
+            if not self._claimable(row, (), stale):
                 continue
             claims.take(row.request_id, row.message)
             taken.append(_claimed(account, row, claims))

@@ -8,16 +8,27 @@ from pathlib import Path
 import pytest
 
 from dlr_buffer import config
-from tests.documents import IN_A_FRESH_COPY, ON_A_MACHINE, ROOT, Block, Section, blocks, blocks_of, documents
+from tests.documents import (
+    IN_A_FRESH_COPY,
+    ON_A_MACHINE,
+    ROOT,
+    RUN_LANGUAGES,
+    Block,
+    Section,
+    blocks,
+    blocks_of,
+    documents,
+)
 
 BLOCKS = [block for document in documents() for block in blocks(document)]
-RUN_LANGUAGES = {"sh", "python", "ini"}
 SECTIONS = IN_A_FRESH_COPY + ON_A_MACHINE
 
 
 def test_the_blocks_are_found() -> None:
     """Each document's opening and closing fences are all read, so that no block hides from the other tests."""
-    fences = sum(len(re.findall(r"^\s*```", (ROOT / name).read_text(), flags=re.MULTILINE)) for name in documents())
+    fences = sum(
+        len(re.findall(r"^\s*```", (ROOT / name).read_text(), flags=re.MULTILINE)) for name in documents()
+    )
     assert fences == 2 * len(BLOCKS)
     commands = [command for block in BLOCKS if block.language == "sh" for command in block.commands]
     assert "make demo" in commands
@@ -28,7 +39,9 @@ def test_the_blocks_are_found() -> None:
 def test_a_block_is_run_by_a_test(block: Block) -> None:
     """A block of a kind that can be run stands in a section that some test runs; others are of a known kind."""
     if block.language in RUN_LANGUAGES:
-        assert block.section in SECTIONS, f"no test runs {block.text!r}: list its section in tests/documents.py"
+        assert block.section in SECTIONS, (
+            f"no test runs {block.text!r}: list its section in tests/documents.py"
+        )
     else:
         assert block.language in ("", "toml"), f"nobody knows how to try a block in {block.language!r}"
 

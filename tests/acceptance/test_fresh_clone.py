@@ -12,7 +12,9 @@ import pytest
 from tests.checkout import copy_project
 from tests.documents import IN_A_FRESH_COPY, blocks_of
 
-COMMANDS = [command for section in IN_A_FRESH_COPY for block in blocks_of(section) for command in block.commands]
+COMMANDS = [
+    command for section in IN_A_FRESH_COPY for block in blocks_of(section) for command in block.commands
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,9 @@ def test_a_first_command_works_at_once(project: Path, command: str) -> None:
     assert not list(project.glob("*.egg-info"))
     # Of the outer make nothing may be felt but which Python the machine has (3.11 may not be its python3).
     environ = {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTEST_", "COV_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MAKE", "MFLAGS", "PYTEST_", "COV_"))
     }
     environ |= {"PYTHON": os.path.realpath(sys.executable)}
     match command:

@@ -6,6 +6,7 @@
 # overlay: what is written goes to a tmpfs, and vanishes with the namespaces. FOLDER/share is its /share. It has the
 # network of the host, for pip; therefore nothing that this host has enabled is started in it.
 set -euo pipefail
+umask 022
 FOLDER=$1
 NAME=$2
 LAYERS=$FOLDER/layers

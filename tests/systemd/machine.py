@@ -24,9 +24,38 @@ PYTHON = "/usr/bin/python3"
 """The machine's own Python: one below a home folder is out of a service's sight."""
 BOOT_S = 60.0
 COMMAND_S = 120.0
-_NEEDED = ("unshare", "nsenter", "setpriv", "mount", "pivot_root", "systemctl", "useradd", "make", "curl", PYTHON)
-_NAMESPACES = ("--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "--kill-child", "--propagation", "private")
-_PASSED_ON = ("HOME", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "http_proxy", "https_proxy", "no_proxy", "HTTPS_PROXY")
+_NEEDED = (
+    "unshare",
+    "nsenter",
+    "setpriv",
+    "mount",
+    "pivot_root",
+    "systemctl",
+    "useradd",
+    "make",
+    "curl",
+    PYTHON,
+)
+_NAMESPACES = (
+    "--mount",
+    "--pid",
+    "--fork",
+    "--uts",
+    "--ipc",
+    "--cgroup",
+    "--kill-child",
+    "--propagation",
+    "private",
+)
+_PASSED_ON = (
+    "HOME",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTPS_PROXY",
+)
 
 
 def unfit(folder: Path) -> str | None:
@@ -38,13 +67,18 @@ def unfit(folder: Path) -> str | None:
     if missing := [name for name in _NEEDED if shutil.which(name, path=PATH) is None]:
         return "not on this machine: " + ", ".join(missing)
     if subprocess.run(
-        [PYTHON, "-c", "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))"], check=False, capture_output=True
+        [PYTHON, "-c", "import ensurepip, sys; sys.exit(sys.version_info < (3, 11))"],
+        check=False,
+        capture_output=True,
     ).returncode:
         return f"{PYTHON} is older than 3.11, or has no venv module"
-    if not (_cgroups() / "cgroup.procs").exists():
-        return "no cgroup2 file system is mounted"
+    if not os.access(_cgroups() / "cgroup.procs", os.W_OK):
+        return "no cgroup2 file system is mounted, or it can't be written to"
     probe = subprocess.run(
-        ["unshare", *_NAMESPACES, "bash", INIT, folder, "--probe"], check=False, capture_output=True, text=True
+        ["unshare", *_NAMESPACES, "bash", INIT, folder, "--probe"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if probe.returncode:
         return f"no namespaces or overlays here: {probe.stderr.strip()}"
@@ -73,11 +107,11 @@ class Machine:
     def __enter__(self) -> Self:
         """Boot, and return once all units are started."""
         self._cgroup.mkdir()
+        # The shell goes into the cgroup first, which makes that the root of the machine's cgroup namespace.
+        enter = ("bash", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', str(self._cgroup))
         with (self._folder / "console.log").open("wb") as console:
-            # The shell goes into the cgroup first, which makes that the root of the machine's cgroup namespace.
             self._unshare = subprocess.Popen(
-                ["bash", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', self._cgroup]
-                + ["unshare", *_NAMESPACES, "bash", INIT, self._folder, self._name],
+                [*enter, "unshare", *_NAMESPACES, "bash", str(INIT), str(self._folder), self._name],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -118,10 +152,18 @@ class Machine:
         known |= environ or {}
         become: Sequence[str] = ()
         if user != "root":
-            become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "env", "HOME=/nonexistent")
+            become = (
+                "setpriv",
+                f"--reuid={user}",
+                f"--regid={user}",
+                "--init-groups",
+                "env",
+                "HOME=/nonexistent",
+            )
+        enter = ("nsenter", "-t", str(self._pid), "-m", "-p", "-u", "-i", "-C", "-r", "-w")
+        settings = [f"{name}={value}" for name, value in known.items()]
         return subprocess.run(
-            ["nsenter", "-t", str(self._pid), "-m", "-p", "-u", "-i", "-C", "-r", "-w"]
-            + ["env", "-i", "-C", cwd, *(f"{name}={value}" for name, value in known.items()), *become, *command],
+            [*enter, "env", "-i", "-C", cwd, *settings, *become, *command],
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -51,8 +51,8 @@ def test_offsets_and_other_precisions_are_read(text: str, at_ms: int) -> None:
 @pytest.mark.parametrize("text", ["2026-11-23T18:41:00", "2026-11-23", "yesterday", ""])
 def test_a_time_without_offset_or_sense_is_refused(text: str) -> None:
     """A time that could mean several moments, or none, is a ValueError."""
-    with pytest.raises(ValueError, match="."):
-        parse_rfc3339(text or "x")
+    with pytest.raises(ValueError):  # noqa: PT011 - the type is all that is promised
+        parse_rfc3339(text)
 
 
 def test_the_system_clock_tells_of_one_machine() -> None:

@@ -35,10 +35,12 @@ class ScriptedStore:
     clock: FakeClock | None = None
     leap_after_chunk: int = 0
     hold: asyncio.Event | None = None
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def expire_chunk(self, now_ms: int) -> Swept:
         """Do the next thing of the script."""
         self.swept_at.append(now_ms)
+        self.reached.set()
         if self.hold is not None:
             await self.hold.wait()
         if self.clock is not None:
@@ -113,8 +115,7 @@ async def test_one_sweep_at_a_time() -> None:
     assert store.hold is not None
     expiry = Expiry(store, FakeClock())
     first = asyncio.create_task(expiry.sweep())
-    while not store.swept_at:
-        await asyncio.sleep(0)
+    await store.reached.wait()
     assert await expiry.sweep() == 0
     assert len(store.swept_at) == 1
     store.hold.set()
@@ -231,8 +232,8 @@ async def test_a_reboot_does_not_excuse_a_leap() -> None:
     assert expiry.stopped_since_ms is not None
     clock.leap(-72 * HOUR)
     await expiry.sweep()
-    assert expiry.stopped_since_ms is None
     assert len(store.swept_at) == 2
+    assert store.mark.stopped_since_ms is None
 
 
 @on_loop

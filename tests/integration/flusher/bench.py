@@ -221,11 +221,13 @@ class Bench:
 
     async def idle(self) -> None:
         """Let everything happen that can happen while time stands still; fails if that never ends."""
-        calm, bound = 0, len(self.upstream.requests) + 2_000
+        calm, bound = 0, len(self.upstream.requests) + 5_000
+        turns = self.flusher.turns + 20_000
         while calm < 20:
             busy = self.queue.store._writer.waiting_commands or self.flusher._wake.is_set()
             calm = 0 if busy else calm + 1
             assert len(self.upstream.requests) < bound, f"requests without end: {self.upstream.sizes[-20:]}"
+            assert self.flusher.turns < turns, "the loop turns without end"
             await asyncio.sleep(0)
 
     async def until(self, reached: Callable[[], object], *, within_ms: int = 24 * HOUR) -> None:

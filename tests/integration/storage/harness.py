@@ -239,10 +239,12 @@ class Barrier:
         assert self._go_on.wait(60)
 
     async def __aenter__(self) -> None:
+        """Return once the writer's thread is blocked."""
         self._command = asyncio.create_task(self._store._writer.submit(Lane.SETTLE, run=self._block))
         assert await asyncio.to_thread(self._reached.wait, 60)
 
     async def __aexit__(self, *_exc: object) -> None:
+        """Let the writer go on; what was submitted meanwhile is its next group."""
         # Whoever was started as a task before has to come as far as submitting.
         for _ in range(5):
             await asyncio.sleep(0)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from dlr_buffer.errors import Conflict, NotFound, StoreUnavailable
-from dlr_buffer.receipts import Registered, Reported
+from dlr_buffer.receipts import Cut, Registered, Reported
 from dlr_buffer.storage.connection import make_engine
 from dlr_buffer.storage.transaction import Transaction
 from dlr_buffer.storage.writer import Lane
@@ -61,7 +61,9 @@ def refuse(tx: Transaction) -> None:
     ],
 )
 @on_loop
-async def test_a_bad_command_fails_alone(path: Path, bad: Any, raised: type[Exception]) -> None:
+async def test_a_bad_command_fails_alone(
+    path: Path, bad: Callable[[Transaction], None], raised: type[Exception]
+) -> None:
     """In a group with good ones, the bad command fails alone, leaves nothing, and memory is right afterwards."""
     async with opened(path) as queue:
         writer = queue.store._writer
@@ -156,7 +158,7 @@ async def test_bulk_and_sweeps_let_singles_pass(path: Path) -> None:
 async def test_a_read_that_fails_does_not_end_the_writer(path: Path) -> None:
     """A claim whose cutting raises fails alone: the writer lives and nothing stays in flight."""
 
-    def cut(_waiting: object) -> Any:
+    def cut(_waiting: object) -> Cut:
         raise ValueError("a fault of the flusher's")
 
     async with opened(path) as queue:
@@ -203,8 +205,18 @@ def test_transactions_really_begin_and_roll_back(path: Path) -> None:
         other.execute("ROLLBACK")
 
 
+def test_nothing_begins_by_itself(path: Path) -> None:
+    """The driver is set to manual transactions: a write outside BEGIN is committed at once, none is left open."""
+    with make_engine(path, cache_kib=1024, read_only=False).connect() as connection:
+        raw = connection.connection.dbapi_connection
+        assert raw is not None
+        connection.execute(text("INSERT INTO accounts (name, paused) VALUES ('x', 0)"))
+        assert not getattr(raw, "in_transaction")  # noqa: B009 - sqlite3's, which SQLAlchemy's protocol lacks
+        assert rows(path, "SELECT name FROM accounts") == [("x",)]
+
+
 def test_the_trap_is_real(path: Path) -> None:
-    """With SQLAlchemy's default a released savepoint is committed and outlives the rollback; with our engine it is not."""
+    """With SQLAlchemy's default a released savepoint outlives the rollback; with our engine it does not."""
     for engine, survivors in (
         (create_engine(f"sqlite:///{path}"), 1),
         (make_engine(path, cache_kib=1024, read_only=False), 0),

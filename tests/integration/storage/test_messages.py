@@ -256,8 +256,7 @@ async def test_bulk_equals_singles(tmp_path: Path, path: Path) -> None:
     items = [(f"m{dice.randrange(30)}", dice.choice(list(MessageState))) for _ in range(400)]
     views = []
     for mode in ("bulk", "group", "singles"):
-        copy = tmp_path / f"{mode}.db"
-        copy.write_bytes(path.read_bytes())
+        copy = crash_copy(path, tmp_path / f"{mode}.db")
         async with opened(copy) as queue:
             if mode == "bulk":
                 await queue.report(*items)

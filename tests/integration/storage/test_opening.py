@@ -21,6 +21,14 @@ from dlr_buffer.storage.migrate import ensure_schema
 from tests.integration.storage.harness import DELIVERED, opened, rows
 from tests.loops import on_loop
 
+HOLD_LOCK = """
+import pathlib, sys
+from dlr_buffer.storage.lock import QueueLock
+lock = QueueLock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
 
 def refused(path: Path) -> str:
     """Try to open; returns why that was refused, which has to be a reason to end."""
@@ -92,8 +100,7 @@ def test_a_killed_daemon_leaves_no_lock(path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, pathlib; from dlr_buffer.storage.lock import QueueLock\n"
-            "lock = QueueLock(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()",
+            HOLD_LOCK,
             str(path),
         ],
         stdin=subprocess.PIPE,
@@ -280,7 +287,7 @@ async def test_accounts_are_kept_and_added(path: Path) -> None:
     ],
 )
 def test_sqlites_errors_are_translated(
-    code: int, kind: type[Exception], fatal: bool | None, tmp_path: Path
+    tmp_path: Path, code: int, kind: type[Exception], *, fatal: bool | None
 ) -> None:
     """Each of SQLite's codes, extended ones too, means full, busy, broken for good, or broken for now."""
     error = sqlite3.OperationalError("as SQLite says")

@@ -61,7 +61,8 @@ def recorded(queue: Queue) -> Iterator[dict[str, Any]]:
     """Every statement that is run, with parameters of one run."""
     seen: dict[str, Any] = {}
 
-    def note(_c: object, _cursor: object, statement: str, values: Any, _ctx: object, many: bool) -> None:  # noqa: FBT001 - SQLAlchemy's signature
+    def note(*facts: Any) -> None:  # noqa: ANN401 - SQLAlchemy gives six
+        _connection, _cursor, statement, values, _context, many = facts
         if statement.startswith(("SELECT", "UPDATE", "DELETE")):
             seen.setdefault(" ".join(statement.split()), values[0] if many else values)
 

@@ -67,7 +67,13 @@ STATE = {
     "stop_reason": None,
 }
 ACCOUNT = {"name": "a", "paused": 0}
-TABLES = {"messages": MESSAGE, "receipts": RECEIPT, "queue_state": STATE, "accounts": ACCOUNT}
+Row = dict[str, Any]
+TABLES: dict[str, Row] = {
+    "messages": MESSAGE,
+    "receipts": RECEIPT,
+    "queue_state": STATE,
+    "accounts": ACCOUNT,
+}
 
 ILLEGAL: list[tuple[str, str, dict[str, Any]]] = [
     ("messages_state", "messages", {"state": 1}),
@@ -130,9 +136,9 @@ def put(database: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("constraint", "table", "changes"), ILLEGAL)
 def test_an_illegal_row_cannot_be(path: Path, constraint: str, table: str, changes: dict[str, Any]) -> None:
     """The CHECK of that name refuses the row, whoever writes it."""
-    with closing(sqlite3.connect(path)) as database:
-        with pytest.raises(sqlite3.IntegrityError, match=f"CHECK constraint failed: {constraint}"):
-            put(database, table, TABLES[table] | changes)
+    refused = pytest.raises(sqlite3.IntegrityError, match=f"CHECK constraint failed: {constraint}")
+    with closing(sqlite3.connect(path)) as database, refused:
+        put(database, table, TABLES[table] | changes)
 
 
 @pytest.mark.parametrize(("table", "changes"), LEGAL)
@@ -156,9 +162,11 @@ def test_every_check_is_tried() -> None:
 @pytest.mark.parametrize(("table", "code"), [("message_counts", "state"), ("receipt_counts", "status")])
 def test_a_counter_cannot_be_negative(path: Path, table: str, code: str) -> None:
     """A counter below zero, which would be a lie, is refused."""
-    with closing(sqlite3.connect(path)) as database:
-        with pytest.raises(sqlite3.IntegrityError, match=f"{table}_rows"):
-            put(database, table, {"account_id": 1, code: 2, "rows": -1})
+    with (
+        closing(sqlite3.connect(path)) as database,
+        pytest.raises(sqlite3.IntegrityError, match=f"{table}_rows"),
+    ):
+        put(database, table, {"account_id": 1, code: 2, "rows": -1})
 
 
 def test_names_are_unique_byte_for_byte(path: Path) -> None:

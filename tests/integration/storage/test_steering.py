@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import random
 from pathlib import Path
 
 import pytest
 
 from dlr_buffer.errors import MessageFinal, NotFound
-from dlr_buffer.messages import MessageState
 from dlr_buffer.receipts import ReceiptAction, Reported, takes
 from dlr_buffer.selection import ActionCount, MessageAction, MessageName
 from tests.integration.storage.harness import (
@@ -20,7 +18,6 @@ from tests.integration.storage.harness import (
     ENROUTE,
     EXPIRED,
     HELD,
-    HOUR,
     PENDING,
     SUPERSEDED,
     UNDELIVERABLE,
@@ -237,79 +234,3 @@ async def test_unknown_accounts_are_skipped(path: Path) -> None:
             await queue.store.set_paused("nobody", paused=True)
         assert await queue.store.message(names[0]) is None
         assert await queue.store.receipt(2**64) is None
-
-
-@on_loop
-async def test_anything_in_any_order(path: Path) -> None:
-    """Random work of apps, flusher, admins and time leaves counters, chains and rules intact at every step."""
-    dice = random.Random(11)
-    names = [f"m{n}" for n in range(70)]
-    final: dict[str, MessageState] = {}
-    acknowledged: list[tuple[str, int, MessageState]] = []
-    async with opened(path) as queue:
-        flying: set[int] = set()
-        highest = 0
-        for step in range(500):
-            name = dice.choice(names[step // 10 : step // 10 + 12])
-            some = [dice.randrange(1, highest + 2) for _ in range(3)]
-            match dice.randrange(9):
-                case 0:
-                    await queue.register(name, validity=dice.choice([None, 3600, 7200]))
-                case 1 | 2 | 3:
-                    state = dice.choice([*[ENROUTE, ACCEPTED, UNKNOWN] * 3, DELIVERED, UNDELIVERABLE])
-                    (outcome,) = await queue.report((name, state))
-                    if isinstance(outcome, Reported) and outcome.receipt is not None:
-                        assert outcome.receipt.request_id > highest
-                        highest = outcome.receipt.request_id
-                        assert name not in final
-                        if state.final:
-                            final[name] = state
-                case 4 | 5:
-                    claimed = await queue.claim(limit=dice.randrange(1, 5))
-                    due = await queue.claim_due()
-                    if due.claimed is not None:
-                        claimed.append(due.claimed.receipt.request_id)
-                    for each in claimed:
-                        receipt = await queue.receipt(each)
-                        assert receipt.status is PENDING
-                        newest = (await queue.view(receipt.message_id)).receipts[-1].receipt
-                        assert newest.request_id == each, "an older one was sent"
-                    flying |= set(claimed)
-                    messages = [(await queue.receipt(each)).message_id for each in flying]
-                    assert len(messages) == len(set(messages)), "two of one message in flight"
-                case 6:
-                    done = {each for each in flying if dice.random() < 0.6}
-                    flying -= done
-                    parts: list[list[int]] = [[], [], []]
-                    for each in done:
-                        parts[dice.randrange(3)].append(each)
-                    for each in parts[0]:
-                        receipt = await queue.receipt(each)
-                        acknowledged.append((receipt.message_id, each, receipt.message_state))
-                    await queue.settle(acknowledged=parts[0], refused=parts[1], returned=parts[2])
-                case 7:
-                    action = dice.choice(list(ReceiptAction))
-                    count = await queue.act(action, *set(some), dry_run=dice.random() < 0.3)
-                    assert sum(count) == len(set(some))
-                case _:
-                    queue.clock.advance(dice.randrange(HOUR))
-                    await queue.expire()
-                    for each in names:
-                        if not await queue.gone(each):
-                            message = await queue.message(each)
-                            if message.state is EXPIRED:
-                                final.setdefault(each, EXPIRED)
-                            assert final.get(each) in (None, message.state)
-                    new = rows(path, "SELECT max(next_request_id) - 1 FROM queue_state")[0][0]
-                    assert new >= highest
-                    highest = new
-            assert all([(await queue.receipt(each)).in_flight for each in flying])
-        await queue.settle(returned=sorted(flying))
-    by_message: dict[str, list[MessageState]] = {}
-    for name, _, state in acknowledged:
-        by_message.setdefault(name, []).append(state)
-    for states in by_message.values():
-        assert sum(state.final for state in states) <= 1
-        assert not any(state.final for state in states[:-1]), "something was sent after the final state"
-    assert acknowledged
-    assert final

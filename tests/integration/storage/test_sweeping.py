@@ -342,7 +342,7 @@ async def test_sweeps_wait_for_singles(path: Path) -> None:
         await queue.store.register(items, default_validity_ms=VALIDITY, now_ms=queue.clock.now_ms())
         queue.clock.advance(HOUR)
         sweep = asyncio.create_task(queue.expire())
-        expired_at_answer = []
+        expired_at_answer: list[int] = []
         while not sweep.done():
             await queue.register(f"single{len(expired_at_answer)}")
             expired_at_answer.append(queue.store.counts().messages["default"]["expired"])
