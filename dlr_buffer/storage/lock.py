@@ -41,4 +41,6 @@ class QueueLock:
 
     def release(self) -> None:
         """Give the queue free; the file stays, so that two daemons can never lock two different ones."""
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

@@ -262,6 +262,7 @@ class SqliteStore:
         self._reading.shutdown(wait=True)
         for connection in self._reader_connections:
             connection.close()
+        self._reader_connections.clear()
         self._lock.release()
 
     @property

@@ -312,24 +312,35 @@ class Writer:
             if isinstance(error, DBAPIError) and not _constraint(error):
                 raise translate(error, self._path) from error
             raise
-        self.numbers = tx.numbers
-        self.commits += 1
-        for counts, deltas in (
-            (self.message_counts, tx.message_deltas),
-            (self.receipt_counts, tx.receipt_deltas),
-        ):
-            for key, delta in deltas.items():
-                counts[key] += delta
-        for effect in tx.effects:
-            effect()
+        self._follow(tx)
         return results, tx
+
+    def _follow(self, tx: Transaction) -> None:
+        """Bring memory up to what was committed."""
+        try:
+            self.numbers = tx.numbers
+            self.commits += 1
+            for counts, deltas in (
+                (self.message_counts, tx.message_deltas),
+                (self.receipt_counts, tx.receipt_deltas),
+            ):
+                for key, delta in deltas.items():
+                    counts[key] += delta
+            for effect in tx.effects:
+                effect()
+        except Exception as error:
+            # Run again, the group would be stored twice; gone on with, memory would be wrong.
+            _log.exception("memory could not follow a commit")
+            raise StoreUnavailable(f"the daemon lost track of the queue: {error!r}", fatal=True) from error
 
     def _roll_back(self, connection: Connection) -> None:
         # SQLite may have rolled back by itself (a full disk); then there is nothing to undo.
         raw = connection.connection.dbapi_connection
         if getattr(raw, "in_transaction", False):
-            with contextlib.suppress(DBAPIError):
+            try:
                 connection.exec_driver_sql("ROLLBACK")
+            except DBAPIError as error:
+                raise StoreUnavailable(f"{self._path}: a rollback failed: {error.orig}", fatal=True) from error
 
     def _read(self, connection: Connection, command: Command) -> None:
         read = command.read

@@ -253,3 +253,35 @@ def test_a_check_is_a_constraint_error(path: Path) -> None:
             connection.execute(text("INSERT INTO accounts (name, paused) VALUES ('x', 7)"))
         assert getattr(caught.value.orig, "sqlite_errorname", "") == "SQLITE_CONSTRAINT_CHECK"
     assert_counters(path)
+
+
+@on_loop
+async def test_memory_that_fails_to_follow_a_commit_ends_the_store(path: Path) -> None:
+    """If memory can't be brought up to a commit, nothing is run twice: the store gives up, for a fresh start."""
+
+    def stumble() -> None:
+        raise RuntimeError("a fault of ours")
+
+    def good_then_stumble(tx: Transaction) -> None:
+        tx.connection.execute(text("INSERT INTO accounts (name, paused) VALUES ('once', 0)"))
+        tx.effects.append(stumble)
+
+    async with opened(path) as queue:
+        writer = queue.store._writer
+        async with queue.hold_writer():
+            stumbling = asyncio.create_task(writer.submit(Lane.SETTLE, run=good_then_stumble))
+            neighbour = asyncio.create_task(queue.register("one"))
+        outcomes = await asyncio.gather(stumbling, neighbour, return_exceptions=True)
+        assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
+        assert rows(path, "SELECT count(*) FROM accounts WHERE name = 'once'") == [(1,)]
+        assert queue.store.failure is not None
+        with pytest.raises(StoreUnavailable):
+            await queue.register("two")
+
+
+@on_loop
+async def test_closing_twice_is_harmless(path: Path) -> None:
+    """A second close finds nothing to do."""
+    async with opened(path) as queue:
+        await queue.store.close()
+        await queue.store.close()
