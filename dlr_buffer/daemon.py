@@ -26,7 +26,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from dlr_buffer import __version__
 from dlr_buffer.backoff import backoff_ms
 from dlr_buffer.clock import BootClock, SystemBootClock
-from dlr_buffer.config import AccountSettings, Configuration, load, restart_needed
+from dlr_buffer.config import AccountSettings, Configuration, RetrySettings, load, restart_needed
 from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.expiry import Expiry
 from dlr_buffer.flusher.flusher import AccountPlan, Flusher
@@ -39,7 +39,7 @@ from dlr_buffer.local_api.server import ApiServer
 from dlr_buffer.local_api.sockets import bind
 from dlr_buffer.metrics import Metrics
 from dlr_buffer.receipt_queue.queue import QueueSettings, ReceiptQueue
-from dlr_buffer.receipts import QueueCounts, RefusalPolicy
+from dlr_buffer.receipts import QueueCounts, QueueOldest, RefusalPolicy
 from dlr_buffer.retention import Retention, RetentionSettings
 from dlr_buffer.smartswitch.client import SmartswitchClient, UpstreamSettings
 from dlr_buffer.storage.store import SqliteStore, StoreListeners
@@ -78,6 +78,7 @@ class Daemon:
         self._servers: list[ApiServer] = []
         self._progress: tuple[int, int] = (0, 0)
         self._stalled = False
+        self._oldest = QueueOldest({}, {})
         self.failed = asyncio.Event()
         """Set when the database failed for good: the daemon has to end."""
         self.metrics = Metrics(counts=self._counts, accounts=self._views, gauges=self._gauges)
@@ -109,7 +110,7 @@ class Daemon:
         self.queue = ReceiptQueue(self.store, self._clock, _queue_settings(configuration))
         self.flusher = Flusher(self.store, self.store, self._clock, self.metrics)
         self.expiry = Expiry(self.store, self._clock)
-        self.retention = Retention(self.store, self._clock, _retention_settings(configuration))
+        self.retention = Retention(self.store, self.expiry.believed_now, _retention_settings(configuration))
         try:
             await self._serve()
             await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
@@ -189,6 +190,7 @@ class Daemon:
     async def _housekeeping(self) -> None:
         self.metrics.sample(self._clock.monotonic_ms())
         await self.store.look_for_oldest()
+        self._oldest = await self.store.oldest()
         facts = self.store.facts()
         progress = (self.store.deliveries, facts.waiting_commands)
         self._stalled = progress[1] > 0 and self._progress[1] > 0 and progress[0] == self._progress[0]
@@ -260,6 +262,8 @@ class Daemon:
         found = list(self.flusher.problems())
         if (failure := self.store.failure) is not None:
             found.append(f"the database failed: {failure}")
+        elif (trouble := self.store.trouble) is not None:
+            found.append(f"the last commit failed: {trouble}")
         if self._stalled:
             found.append("the database has not finished anything for five seconds while commands wait")
         return tuple(found)
@@ -308,7 +312,23 @@ class Daemon:
             for view in self.flusher.views()
             if view.health not in (HealthState.OPEN, HealthState.PAUSED)
         ]
+        alarms += self._age_alarms()
         return tuple(alarms)
+
+    def _age_alarms(self) -> list[str]:
+        """Receipts that wait for longer than a refused one would live: age kills nothing, but must be seen."""
+        now = self._clock.now_ms()
+        alarms = []
+        for name, created_ms in self._oldest.pending_ms.items():
+            account = self.configuration.accounts.get(name)
+            lifetime_ms = account.retry.lifetime_ms if account is not None else RetrySettings().lifetime_ms
+            if now - created_ms > lifetime_ms:
+                days = (now - created_ms) // 86_400_000
+                alarms.append(
+                    f"account {name}: its oldest receipt has waited to be sent for {days} days; see"
+                    f" 'dlr-buffer list receipts --account {name} --status pending'"
+                )
+        return alarms
 
     def _gauges(self) -> Mapping[str, tuple[str, float]]:
         facts = self.store.facts()

@@ -18,8 +18,6 @@ MAX_DRIFT_MS: Final = 3_600_000
 MAX_BEHIND_MS: Final = 60_000
 SYNCHRONISED_FOR_MS: Final = 600_000
 KEEP_MARK_EVERY_MS: Final = 60_000
-MOVED_MS: Final = 1_000
-"""A smaller change of the offset is the clock being slewed, or the reading of two clocks."""
 
 
 class ClockMark(Protocol):
@@ -49,8 +47,11 @@ class Chunk(Protocol):
 class ExpiryStore(Protocol):
     """What expiry needs of the database."""
 
-    async def expire_chunk(self, now_ms: int) -> Chunk:
-        """Expire the next few messages that are overdue at ``now_ms``, oldest deadline first."""
+    async def expire_chunk(self, now_ms: int, *, look_first: bool) -> Chunk:
+        """Expire the next few messages that are overdue at ``now_ms``, oldest deadline first.
+
+        ``look_first`` says that there may be none.
+        """
         ...
 
     async def clock_mark(self) -> ClockMark:
@@ -139,14 +140,16 @@ class Expiry:
             return 0
         self._sweeping = True
         try:
-            if (now := await self._believed_now()) is None:
+            if (now := await self.believed_now()) is None:
                 return 0
             expired = 0
+            more = False
             while True:
                 # The time that was judged, not a newer one: the clock may leap during a long sweep.
-                chunk = await self._store.expire_chunk(now)
+                chunk = await self._store.expire_chunk(now, look_first=not more)
                 expired += chunk.expired
-                if not chunk.more:
+                more = chunk.more
+                if not more:
                     break
             self.last_sweep_at_ms = self._clock.now_ms()
             if expired:
@@ -170,8 +173,8 @@ class Expiry:
             )
         return self._mark
 
-    async def _believed_now(self) -> int | None:
-        """Wall time if it can be believed, else None."""
+    async def believed_now(self) -> int | None:
+        """Wall time in milliseconds if it can be believed, else None: expiry is stopped, and retention with it."""
         mark = await self._stored()
         now = self._clock.now_ms()
         offset = now - self._clock.boottime_ms()
@@ -199,9 +202,10 @@ class Expiry:
             await self._keep(Mark(mark.boot_id, mark.offset_ms, mark.now_ms, now, reason))
             return None
         monotonic = self._clock.monotonic_ms()
-        moved = mark.boot_id != boot_id or mark.offset_ms is None or abs(offset - mark.offset_ms) > MOVED_MS
-        if moved or self._kept_at_ms is None or monotonic - self._kept_at_ms >= KEEP_MARK_EVERY_MS:
-            await self._keep(Mark(boot_id, offset, now))
+        same_boot = mark.boot_id == boot_id and mark.offset_ms is not None
+        if not same_boot or self._kept_at_ms is None or monotonic - self._kept_at_ms >= KEEP_MARK_EVERY_MS:
+            # Within a boot the first offset is kept: many small leaps are one large one.
+            await self._keep(Mark(boot_id, mark.offset_ms if same_boot else offset, now))
         return now
 
     def _synchronised_long_enough(self) -> bool:

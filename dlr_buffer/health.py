@@ -182,7 +182,10 @@ class AccountHealth(msgspec.Struct, frozen=True):
 
     def too_large(self, sent: int) -> AccountHealth:
         """A request with ``sent`` receipts was too large: halve the batch limit."""
-        return msgspec.structs.replace(self, ceiling=max(1, sent // 2))
+        half = max(1, sent // 2)
+        return msgspec.structs.replace(
+            self, ceiling=half if self.ceiling is None else min(half, self.ceiling)
+        )
 
     def nudged(self, now_ms: int) -> AccountHealth:
         """Something was changed that may mend it (credentials, an admin's resume): probe at once."""

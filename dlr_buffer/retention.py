@@ -9,11 +9,9 @@ the daemon's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-
-from dlr_buffer.clock import Clock
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +61,19 @@ class RetentionSettings:
 class Retention:
     """Walks the settled receipts when it is told to."""
 
-    def __init__(self, store: RetentionStore, clock: Clock, settings: RetentionSettings) -> None:
-        """Remove nothing yet; ``settings`` can be replaced at a reload."""
+    def __init__(
+        self,
+        store: RetentionStore,
+        believed_now: Callable[[], Awaitable[int | None]],
+        settings: RetentionSettings,
+    ) -> None:
+        """Remove nothing yet.
+
+        ``believed_now`` gives wall time in milliseconds, or None while the clock can't be believed: then nothing is
+        removed. ``settings`` can be replaced at a reload.
+        """
         self._store = store
-        self._clock = clock
+        self._believed_now = believed_now
         self.settings = settings
         self._sweeping = False
 
@@ -84,7 +91,9 @@ class Retention:
             self._sweeping = False
 
     async def _walk(self) -> int:
-        now = self._clock.now_ms()
+        now = await self._believed_now()
+        if now is None:
+            return 0
         settled_before_ms = now - self.settings.acknowledged_ms
         dead_before_ms = now - self.settings.dead_ms
         receipts = dead = messages = 0

@@ -20,7 +20,7 @@ from dlr_buffer.cli.exits import UsageError
 from dlr_buffer.cli.text import counted, printable
 from dlr_buffer.client import Client
 
-_REQUEST_ID = re.compile(r"[1-9][0-9]{0,17}")
+_REQUEST_ID = re.compile(r"[1-9][0-9]{0,18}")
 EVERYTHING = "ALL"
 IDS_PER_REQUEST = 10_000
 """The daemon takes 50,000."""

@@ -428,6 +428,9 @@ class AccountFlusher:
         except Exception as error:  # noqa: BLE001 - whatever it is, the receipts must not stay in flight
             self._say_fault(error)
             conclusion = self._unforeseen(work)
+        if upstream is not self._upstream:
+            # What the old connection met says nothing about the new one, which is to be tried at once.
+            self.health = self.health.nudged(self._clock.now_ms())
         await self._settle(conclusion)
 
     def _unforeseen(self, work: Work) -> Conclusion:

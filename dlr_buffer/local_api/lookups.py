@@ -21,7 +21,7 @@ from dlr_buffer.local_api.resources import (
 from dlr_buffer.local_api.services import Services, path_text
 from dlr_buffer.local_api.submissions import JSON
 
-_REQUEST_ID = re.compile(r"[1-9][0-9]{0,17}")
+_REQUEST_ID = re.compile(r"[1-9][0-9]{0,18}")
 
 
 async def message(services: Services, scope: Scope, _receive: Receive) -> Response:

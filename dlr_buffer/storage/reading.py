@@ -97,12 +97,6 @@ _FIRST_MESSAGE = select(_M.id).where(_M.id > bindparam("after")).order_by(_M.id)
 _FIRST_RECEIPT = (
     select(_R.request_id).where(_R.request_id > bindparam("after")).order_by(_R.request_id).limit(1)
 )
-_WAITING_WINDOW = (
-    select(_M.id, _M.account_id, _M.state, _M.registered_at)
-    .where(_M.id >= bindparam("start"))
-    .order_by(_M.id)
-    .limit(WINDOW)
-)
 
 
 @contextmanager
@@ -372,7 +366,3 @@ class Reader:
         if due is not None:
             due = connection.execute(select(_R.created_at).where(_R.request_id == due)).scalar()
         return min((each for each in (fresh, due) if each is not None), default=None)
-
-    def waiting_window(self, connection: Connection, start: int) -> list[Any]:
-        """The next messages from an internal number on, for the search of the oldest waiting one."""
-        return list(connection.execute(_WAITING_WINDOW, {"start": start}))

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import bindparam, insert, update
+from sqlalchemy import Connection, bindparam, insert, update
 
 from dlr_buffer.errors import Conflict, DlrBufferError
 from dlr_buffer.messages import Message, Verdict, judge_registration
 from dlr_buffer.receipts import Registered
 from dlr_buffer.storage import schema
-from dlr_buffer.storage.transaction import MessageRow, Row, Transaction, require_rows
+from dlr_buffer.storage.transaction import (
+    MessageRow,
+    Row,
+    Transaction,
+    known_messages,
+    require_rows,
+)
 
 INSERT_MESSAGES = insert(schema.messages)
 _ADOPT = (
@@ -62,7 +68,9 @@ def as_columns(row: MessageRow) -> Row:
     }
 
 
-def known_by_account(tx: Transaction, names: Sequence[tuple[int, str]]) -> dict[tuple[int, str], MessageRow]:
+def known_by_account(
+    connection: Connection, names: Sequence[tuple[int, str]]
+) -> dict[tuple[int, str], MessageRow]:
     """Look up messages of several accounts."""
     asked: dict[int, list[str]] = {}
     for account_id, message_id in names:
@@ -70,13 +78,13 @@ def known_by_account(tx: Transaction, names: Sequence[tuple[int, str]]) -> dict[
     return {
         (account_id, message_id): row
         for account_id, message_ids in asked.items()
-        for message_id, row in tx.known_messages(account_id, message_ids).items()
+        for message_id, row in known_messages(connection, account_id, message_ids).items()
     }
 
 
 def register(tx: Transaction, items: Sequence[RegisterItem]) -> list[Registered | DlrBufferError]:
     """Register in order; the outcome of each item depends only on the queue and on the items before it."""
-    known = known_by_account(tx, [(item.account_id, item.message_id) for item in items])
+    known = known_by_account(tx.connection, [(item.account_id, item.message_id) for item in items])
     new: list[MessageRow] = []
     adopted: dict[int, MessageRow] = {}
     outcomes: list[Registered | DlrBufferError] = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 from sqlalchemy import bindparam, insert, update
 
-from dlr_buffer.errors import DlrBufferError, MessageFinal, NotFound
+from dlr_buffer.errors import DlrBufferError, MessageFinal, NotFound, StorageFull
 from dlr_buffer.messages import MessageState, Verdict, judge_report
 from dlr_buffer.receipts import Receipt, ReceiptStatus, Reported
 from dlr_buffer.storage import schema
@@ -44,6 +44,8 @@ class ReportItem(msgspec.Struct, frozen=True, gc=False):
     message_id: str
     state: MessageState
     may_register: bool
+    no_room: StorageFull | None
+    """Why nothing may be registered now, though it otherwise might."""
     default_validity_ms: int
     now: int
 
@@ -80,7 +82,7 @@ class _Gathered:
     def message(self, item: ReportItem) -> MessageRow | None:
         """The message that is reported on; an unknown one is registered if it may be."""
         row = self.known.get((item.account_id, item.message_id))
-        if row is None and item.may_register:
+        if row is None and item.may_register and item.no_room is None:
             row = MessageRow(
                 id=self.tx.take_message(),
                 account_id=item.account_id,
@@ -131,10 +133,15 @@ class _Gathered:
 
 def report(tx: Transaction, items: Sequence[ReportItem]) -> list[Reported | DlrBufferError]:
     """Report in order; the outcome of each item depends only on the queue and on the items before it."""
-    gathered = _Gathered(tx, known_by_account(tx, [(item.account_id, item.message_id) for item in items]))
+    gathered = _Gathered(
+        tx, known_by_account(tx.connection, [(item.account_id, item.message_id) for item in items])
+    )
     outcomes: list[Reported | DlrBufferError] = []
     for item in items:
         row = gathered.message(item)
+        if row is None and item.may_register and item.no_room is not None:
+            outcomes.append(item.no_room)
+            continue
         if row is None:
             outcomes.append(
                 NotFound(

@@ -177,6 +177,11 @@ Index(
     receipts.c.next_attempt_at,
     sqlite_where=receipts.c.next_attempt_at.is_not(None),
 )
+Index(
+    "receipts_backing_off",
+    receipts.c.account_id,
+    sqlite_where=receipts.c.next_attempt_at.is_not(None),
+)
 Index("receipts_held", receipts.c.account_id, sqlite_where=has_status(HELD))
 Index("receipts_dead", receipts.c.account_id, sqlite_where=has_status(DEAD))
 
@@ -216,6 +221,7 @@ bereft = Table(
     Column("message", Integer, primary_key=True),
     Column("since", Integer, nullable=False),
 )
+Index("bereft_since", bereft.c.since)
 
 queue_state = Table(
     "queue_state",

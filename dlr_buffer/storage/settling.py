@@ -430,4 +430,3 @@ def supersede_stale(tx: Transaction, account_id: int, request_ids: Sequence[int]
         row.request_id for row in rows if row.request_id not in tx.claims and row.receipt_id != row.request_id
     ]
     tx.mark_superseded([(each, account_id, schema.PENDING) for each in stale], now)
-    tx.events["superseded"] += len(stale)

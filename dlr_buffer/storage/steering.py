@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, assert_never
 
-from sqlalchemy import bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from dlr_buffer.receipts import ReceiptAction, takes
 from dlr_buffer.storage import schema
+from dlr_buffer.storage.claims import Claims
 from dlr_buffer.storage.registering import known_by_account
 from dlr_buffer.storage.sweeping import expire_rows
 from dlr_buffer.storage.transaction import (
@@ -104,26 +105,24 @@ def chain(tx: Transaction, newest: int) -> list[Any]:
     return rows
 
 
-def steer_receipts(
-    tx: Transaction,
-    action: ReceiptAction,
-    request_ids: Sequence[int],
-    *,
-    now: int,
-    dry_run: bool,
-) -> Counted:
-    """Apply an action to receipts; rows that it does not take are skipped, rows in flight are left alone."""
-    rows = tx.connection.execute(_RECEIPTS, {"request_ids": json_array(request_ids)}).all()
-    in_flight = [row for row in rows if row.request_id in tx.claims]
+def choose_receipts(
+    connection: Connection, claims: Claims, action: ReceiptAction, request_ids: Sequence[int]
+) -> tuple[list[Any], Counted]:
+    """Which rows an action takes: those it does not apply to are skipped, those in flight left alone."""
+    rows = connection.execute(_RECEIPTS, {"request_ids": json_array(request_ids)}).all()
+    in_flight = sum(row.request_id in claims for row in rows)
     taken = [
-        row for row in rows if row.request_id not in tx.claims and takes(action, schema.STATUSES[row.status])
+        row for row in rows if row.request_id not in claims and takes(action, schema.STATUSES[row.status])
     ]
-    counted = (
-        len(taken),
-        len(request_ids) - len(taken) - len(in_flight),
-        len(in_flight),
-    )
-    if dry_run or not taken:
+    return taken, (len(taken), len(request_ids) - len(taken) - in_flight, in_flight)
+
+
+def steer_receipts(
+    tx: Transaction, action: ReceiptAction, request_ids: Sequence[int], *, now: int
+) -> Counted:
+    """Apply an action to the receipts that it takes."""
+    taken, counted = choose_receipts(tx.connection, tx.claims, action, request_ids)
+    if not taken:
         return counted
     match action:
         case ReceiptAction.RETRY:
@@ -218,35 +217,31 @@ def _remove_receipts(tx: Transaction, rows: Sequence[tuple[int, int, int]]) -> N
     tx.effects.append(lambda: tx.claims.forget_attempts(request_ids))
 
 
-def steer_messages(
-    tx: Transaction,
-    names: Sequence[tuple[int, str]],
-    *,
-    delete_them: bool,
-    now: int,
-    dry_run: bool,
-) -> Counted:
-    """Expire (those without final state) or delete messages.
-
-    One with a receipt in flight can't be deleted.
-    """
-    rows = list(known_by_account(tx, names).values())
+def choose_messages(
+    connection: Connection, claims: Claims, names: Sequence[tuple[int, str]], *, delete_them: bool
+) -> tuple[list[MessageRow], Counted]:
+    """Which messages can be deleted (none with a receipt in flight), or else expired (those without final state)."""
+    rows = list(known_by_account(connection, names).values())
     if not delete_them:
         taken = [row for row in rows if row.state < schema.FIRST_FINAL]
-        if not dry_run:
-            expire_rows(tx, taken, now)
-        return len(taken), len(names) - len(taken), 0
-    in_flight = [row for row in rows if tx.claims.busy(row.id)]
-    taken = [row for row in rows if not tx.claims.busy(row.id)]
-    if not dry_run:
-        for row in taken:
-            delete_message(
-                tx,
-                row,
-                [(link.request_id, link.account_id, link.status) for link in chain(tx, row.receipt_id)],
-            )
-        tx.events["admin_delete_messages"] += len(taken)
-    return len(taken), len(names) - len(rows), len(in_flight)
+        return taken, (len(taken), len(names) - len(taken), 0)
+    taken = [row for row in rows if not claims.busy(row.id)]
+    return taken, (len(taken), len(names) - len(rows), len(rows) - len(taken))
+
+
+def steer_messages(
+    tx: Transaction, names: Sequence[tuple[int, str]], *, delete_them: bool, now: int
+) -> Counted:
+    """Expire or delete the messages that can be."""
+    taken, counted = choose_messages(tx.connection, tx.claims, names, delete_them=delete_them)
+    if not delete_them:
+        expire_rows(tx, taken, now)
+        return counted
+    for row in taken:
+        links = chain(tx, row.receipt_id)
+        delete_message(tx, row, [(link.request_id, link.account_id, link.status) for link in links])
+    tx.events["admin_delete_messages"] += len(taken)
+    return counted
 
 
 def delete_message(tx: Transaction, row: MessageRow, receipts: Sequence[tuple[int, int, int]]) -> None:

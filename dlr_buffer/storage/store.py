@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar, assert_never
+from typing import Final, TypeVar, assert_never
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from dlr_buffer.errors import DlrBufferError, NotFound, StorageFull, StoreUnavailable
@@ -60,6 +60,7 @@ from dlr_buffer.storage.connection import (
 )
 from dlr_buffer.storage.lock import QueueLock
 from dlr_buffer.storage.migrate import ensure_schema
+from dlr_buffer.storage.oldest import OldestWaiting
 from dlr_buffer.storage.reading import Reader
 from dlr_buffer.storage.registering import RegisterItem, register
 from dlr_buffer.storage.reporting import ReportItem, report
@@ -153,11 +154,13 @@ class SqliteStore:
         )
         self._claimer = Claimer(self._writer.claims)
         self._reader = Reader(self._writer.claims, self._names)
-        self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._lists = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._looks = ThreadPoolExecutor(1, thread_name_prefix="look-up")
         self._reader_engine = make_engine(path, cache_kib=READER_CACHE_KIB, read_only=True)
+        self._closing = False
         self._reader_local = threading.local()
         self._reader_connections: list[Connection] = []
-        self._oldest_waiting = _OldestWaiting()
+        self._oldest_waiting = OldestWaiting()
 
     # Opening and closing
 
@@ -258,12 +261,24 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Finish every submitted command, checkpoint, close, and let another process have the queue."""
+        self._closing = True
         await self._writer.stop()
-        self._reading.shutdown(wait=True)
+        for connection in self._reader_connections:
+            # A list that takes long must not hold up the end.
+            interrupt = getattr(connection.connection.dbapi_connection, "interrupt", None)
+            if interrupt is not None:
+                interrupt()
+        for threads in (self._lists, self._looks):
+            await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
         for connection in self._reader_connections:
             connection.close()
         self._reader_connections.clear()
         self._lock.release()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the last commit that was tried did not succeed; None while commits succeed."""
+        return self._writer.trouble
 
     @property
     def failure(self) -> StoreUnavailable | None:
@@ -276,7 +291,8 @@ class SqliteStore:
         self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
     ) -> list[Registered | DlrBufferError]:
         """Register in order, each item as if alone; refused with StorageFull below ``min_free``."""
-        self._require_space()
+        if (no_room := self._no_room()) is not None:
+            raise no_room
         commands = [
             RegisterItem(
                 account := item.account or "",
@@ -301,7 +317,11 @@ class SqliteStore:
         register_in: frozenset[str],
         now_ms: int,
     ) -> list[Reported | DlrBufferError]:
-        """Report states in order, each item as if alone."""
+        """Report states in order, each item as if alone.
+
+        Below ``min_free`` an item that would register a message is StorageFull, the others go through.
+        """
+        no_room = self._no_room()
         commands = [
             ReportItem(
                 account := item.account or "",
@@ -309,6 +329,7 @@ class SqliteStore:
                 item.message_id,
                 item.message_state,
                 account in register_in,
+                no_room,
                 default_validity_ms,
                 now_ms,
             )
@@ -324,7 +345,7 @@ class SqliteStore:
         account_id = self._ids.get(name.account)
         if account_id is None:
             return None
-        return await self._read(
+        return await self._look(
             lambda connection: self._reader.message(connection, account_id, name.message_id)
         )
 
@@ -332,7 +353,7 @@ class SqliteStore:
         """One receipt with its history."""
         if not 0 < request_id < 2**63:
             return None
-        return await self._read(lambda connection: self._reader.receipt(connection, request_id))
+        return await self._look(lambda connection: self._reader.receipt(connection, request_id))
 
     async def list_messages(self, narrow: MessageFilter, *, after: int, limit: int) -> Page[Message]:
         """One page of messages, ascending in their internal number."""
@@ -374,11 +395,18 @@ class SqliteStore:
         now_ms: int,
         dry_run: bool,
     ) -> ActionCount:
-        """Apply an admin's action to these receipts in one transaction."""
+        """Apply an admin's action to these receipts in one transaction; a dry run only reads."""
+        if dry_run:
+            chosen = await self._read(
+                lambda connection: steering.choose_receipts(
+                    connection, self._writer.claims, action, request_ids
+                )
+            )
+            return ActionCount(*chosen[1])
         counted = await self._writer.submit(
             Lane.ADMIN,
             weight=len(request_ids),
-            run=lambda tx: steering.steer_receipts(tx, action, request_ids, now=now_ms, dry_run=dry_run),
+            run=lambda tx: steering.steer_receipts(tx, action, request_ids, now=now_ms),
         )
         return ActionCount(*counted)
 
@@ -390,20 +418,23 @@ class SqliteStore:
         now_ms: int,
         dry_run: bool,
     ) -> ActionCount:
-        """Expire or delete these messages in one transaction."""
+        """Expire or delete these messages in one transaction; a dry run only reads."""
         known = [(self._ids[name.account], name.message_id) for name in names if name.account in self._ids]
+        unknown = ActionCount(0, len(names) - len(known), 0)
+        delete_them = action is MessageAction.DELETE
+        if dry_run:
+            chosen = await self._read(
+                lambda connection: steering.choose_messages(
+                    connection, self._writer.claims, known, delete_them=delete_them
+                )
+            )
+            return ActionCount(*chosen[1]) + unknown
         counted = await self._writer.submit(
             Lane.ADMIN,
             weight=len(names),
-            run=lambda tx: steering.steer_messages(
-                tx,
-                known,
-                delete_them=action is MessageAction.DELETE,
-                now=now_ms,
-                dry_run=dry_run,
-            ),
+            run=lambda tx: steering.steer_messages(tx, known, delete_them=delete_them, now=now_ms),
         )
-        return ActionCount(*counted) + ActionCount(0, len(names) - len(known), 0)
+        return ActionCount(*counted) + unknown
 
     async def set_paused(self, account: str, *, paused: bool) -> None:
         """Remember durably whether an admin paused this account; raises NotFound."""
@@ -463,7 +494,7 @@ class SqliteStore:
             }
             return {name: at for name, at in found.items() if at is not None}
 
-        pending = await self._read(read)
+        pending = await self._look(read)
         waiting = {self._names[account_id]: at for account_id, at in self._oldest_waiting.found.items()}
         return QueueOldest(pending, waiting)
 
@@ -474,10 +505,7 @@ class SqliteStore:
             for (account_id, code), rows in list(self._writer.message_counts.items())
             if code < schema.FIRST_FINAL and rows
         }
-        start = self._oldest_waiting.start(waiting)
-        if waiting:
-            rows = await self._read(lambda connection: self._reader.waiting_window(connection, start))
-            self._oldest_waiting.learn(start, rows, waiting)
+        await self._read(lambda connection: self._oldest_waiting.step(connection, waiting))
 
     # The flusher's Outbox
 
@@ -608,10 +636,13 @@ class SqliteStore:
 
     # Expiry and retention
 
-    async def expire_chunk(self, now_ms: int) -> Swept:
-        """Expire the next few overdue messages; looks first, so that an idle queue is not written to."""
+    async def expire_chunk(self, now_ms: int, *, look_first: bool = True) -> Swept:
+        """Expire the next few overdue messages.
+
+        Looks first (unless the last chunk said that there are more), so that an idle queue is not written to.
+        """
         numbers = self._writer.numbers
-        if not await self._read(
+        if look_first and not await self._look(
             lambda connection: sweeping.anything_due(
                 connection, numbers.swept_to, numbers.swept_message, now_ms
             )
@@ -657,9 +688,7 @@ class SqliteStore:
 
     async def purge_bereft(self, *, before_ms: int) -> Purged:
         """Remove final messages whose last receipt an admin deleted before this time."""
-        if not await self._read(
-            lambda connection: connection.execute(select(func.count()).select_from(schema.bereft)).scalar()
-        ):
+        if not await self._look(lambda connection: sweeping.anything_bereft(connection, before=before_ms)):
             return Purged(0, 0, 0)
         purged: Purged = await self._writer.submit(
             Lane.SWEEP,
@@ -670,7 +699,7 @@ class SqliteStore:
 
     async def clock_mark(self) -> ClockMark:
         """The clock as the last sweep stored it."""
-        return await self._read(_read_clock_mark)
+        return await self._look(_read_clock_mark)
 
     async def keep_clock_mark(
         self,
@@ -711,12 +740,14 @@ class SqliteStore:
         stat = os.statvfs(self.path.parent)
         return stat.f_bavail * stat.f_frsize
 
-    def _require_space(self) -> None:
-        if self._min_free_bytes and (free := self._free_bytes()) < self._min_free_bytes:
-            raise StorageFull(
-                f"only {free // 2**20} MiB are free beside {self.path}, less than [database] min_free"
-                f" ({self._min_free_bytes // 2**20} MiB); free some space. Reports and deliveries go on"
-            )
+    def _no_room(self) -> StorageFull | None:
+        """Why nothing may be registered, if the disk is nearly full."""
+        if not self._min_free_bytes or (free := self._free_bytes()) >= self._min_free_bytes:
+            return None
+        return StorageFull(
+            f"only {free // 2**20} MiB are free beside {self.path}, less than [database] min_free"
+            f" ({self._min_free_bytes // 2**20} MiB); free some space. Reports and deliveries go on"
+        )
 
     def _account_id(self, account: str) -> int:
         try:
@@ -731,6 +762,14 @@ class SqliteStore:
             self._listeners.fresh({self._names[account_id]: n for account_id, n in committed.fresh.items()})
 
     async def _read(self, query: Callable[[Connection], _T]) -> _T:
+        """Run a query that may take a while."""
+        return await self._run(self._lists, query)
+
+    async def _look(self, query: Callable[[Connection], _T]) -> _T:
+        """Run a query of a few look-ups; never behind one that takes a while."""
+        return await self._run(self._looks, query)
+
+    async def _run(self, threads: ThreadPoolExecutor, query: Callable[[Connection], _T]) -> _T:
         def run() -> _T:
             connection: Connection | None = getattr(self._reader_local, "connection", None)
             with translated(self.path):
@@ -740,7 +779,9 @@ class SqliteStore:
                     self._reader_connections.append(connection)
                 return query(connection)
 
-        return await asyncio.get_running_loop().run_in_executor(self._reading, run)
+        if self._closing:
+            raise StoreUnavailable("the daemon is stopping; try again when it runs again")
+        return await asyncio.get_running_loop().run_in_executor(threads, run)
 
     def _find_messages(
         self, connection: Connection, narrow: MessageFilter, after: int, limit: int
@@ -808,45 +849,6 @@ class SqliteStore:
             return list(self._ids.values())
         account_id = self._ids.get(account)
         return [] if account_id is None else [account_id]
-
-
-class _OldestWaiting:
-    """A slow walk over the messages that finds each account's oldest waiting one.
-
-    One window a step. Messages only ever become final and new ones get higher numbers, so each account's mark
-    only moves on: to its oldest waiting message, or past what was looked at.
-    """
-
-    def __init__(self) -> None:
-        self.found: dict[int, int] = {}
-        self._marks: dict[int, int] = {}
-        self._turn = 0
-
-    def start(self, accounts: set[int]) -> int:
-        """Where this step's window begins: the accounts take turns."""
-        self.found = {account_id: at for account_id, at in self.found.items() if account_id in accounts}
-        if not accounts:
-            return 0
-        self._turn += 1
-        return self._marks.get(sorted(accounts)[self._turn % len(accounts)], 0)
-
-    def learn(self, start: int, rows: Sequence[Any], accounts: set[int]) -> None:
-        """Take in a window that began at ``start``."""
-        first: dict[int, Any] = {}
-        for row in rows:
-            if row.state < schema.FIRST_FINAL:
-                first.setdefault(row.account_id, row)
-        for account_id in accounts:
-            if self._marks.get(account_id, 0) < start:
-                continue
-            if account_id in first:
-                row = first[account_id]
-                if row.id >= self._marks.get(account_id, 0):
-                    self._marks[account_id] = row.id
-                    self.found[account_id] = row.registered_at
-            elif rows and self._marks.get(account_id, 0) <= rows[-1].id:
-                self._marks[account_id] = rows[-1].id + 1
-                self.found.pop(account_id, None)
 
 
 def _claimed_ids(claim: Claim | DueClaim) -> list[int]:

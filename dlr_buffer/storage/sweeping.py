@@ -19,7 +19,7 @@ from dlr_buffer.storage.reporting import add_receipts, change_states, new_receip
 from dlr_buffer.storage.transaction import MessageRow, Transaction, among, json_array
 
 EXAMINED_AT_ONCE: Final = 2_000
-EXPIRED_AT_ONCE: Final = 250
+EXPIRED_AT_ONCE: Final = 500
 PURGE_EXAMINED_AT_ONCE: Final = 5_000
 PURGED_AT_ONCE: Final = 500
 
@@ -243,6 +243,11 @@ def purge(
     tx.events["purged"] += acknowledged
     tx.events["purged_dead"] += dead
     return Purged(acknowledged, dead, len(messages))
+
+
+def anything_bereft(connection: Connection, *, before: int) -> bool:
+    """Whether `purge_bereft` would find something."""
+    return connection.execute(_BEREFT_BEFORE, {"since": before}).first() is not None
 
 
 def purge_bereft(tx: Transaction, *, before: int) -> Purged:

@@ -33,6 +33,29 @@ def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     return column.in_(select(values.c.value))
 
 
+def known_messages(
+    connection: Connection, account_id: int, message_ids: Iterable[str]
+) -> dict[str, MessageRow]:
+    """Look up messages of an account by name."""
+    rows = connection.execute(
+        _KNOWN, {"account_id": account_id, "message_ids": json_array(message_ids)}
+    ).all()
+    return {
+        row[1]: MessageRow(
+            id=row[0],
+            account_id=account_id,
+            message_id=row[1],
+            state=row[2],
+            implicit=row[3],
+            registered_at=row[4],
+            expires_at=row[5],
+            changed_at=row[6],
+            receipt_id=row[7],
+        )
+        for row in rows
+    }
+
+
 def json_array(values: Iterable[int | str]) -> str:
     """Write the values for `among`."""
     return json.dumps(list(values))
@@ -194,26 +217,6 @@ class Transaction:
         """Write a line into a receipt's history."""
         self.notes.append({"request_id": request_id, "at": at, "event": event, "detail": detail})
 
-    def known_messages(self, account_id: int, message_ids: Iterable[str]) -> dict[str, MessageRow]:
-        """Look up messages by name."""
-        rows = self.connection.execute(
-            _KNOWN, {"account_id": account_id, "message_ids": json_array(message_ids)}
-        ).all()
-        return {
-            row[1]: MessageRow(
-                id=row[0],
-                account_id=account_id,
-                message_id=row[1],
-                state=row[2],
-                implicit=row[3],
-                registered_at=row[4],
-                expires_at=row[5],
-                changed_at=row[6],
-                receipt_id=row[7],
-            )
-            for row in rows
-        }
-
     def supersede(self, newer_of: dict[int, int], now: int) -> None:
         """Make older receipts pointless.
 
@@ -257,6 +260,7 @@ class Transaction:
         require_rows(done.rowcount, len(rows), "superseding receipts")
         for _, account_id, status in rows:
             self.move_receipts(account_id, status, schema.SUPERSEDED)
+        self.events["superseded"] += len(rows)
         self.effects.append(lambda: self.claims.forget_attempts(request_ids))
 
     def finish(self) -> None:

@@ -113,6 +113,7 @@ class Writer:
         self.numbers = QueueNumbers(1, 1, 0, 0)
         self.message_counts: dict[tuple[int, int], int] = {}
         self.receipt_counts: dict[tuple[int, int], int] = {}
+        self.trouble: str | None = None
         self.commits = 0
         self.deliveries = 0
         self.waiting_commands = 0
@@ -264,6 +265,8 @@ class Writer:
             results, tx = self._transact(connection, group)
         except DlrBufferError as error:
             fatal = isinstance(error, StoreUnavailable) and error.fatal
+            if isinstance(error, (StoreUnavailable, StorageFull, Overloaded)):
+                self.trouble = str(error)
             if fatal:
                 self._give_up(error)
             if len(group) > 1 and not fatal and not isinstance(error, (StorageFull, Overloaded)):
@@ -318,6 +321,7 @@ class Writer:
     def _follow(self, tx: Transaction) -> None:
         """Bring memory up to what was committed."""
         try:
+            self.trouble = None
             self.numbers = tx.numbers
             self.commits += 1
             for counts, deltas in (
@@ -340,7 +344,9 @@ class Writer:
             try:
                 connection.exec_driver_sql("ROLLBACK")
             except DBAPIError as error:
-                raise StoreUnavailable(f"{self._path}: a rollback failed: {error.orig}", fatal=True) from error
+                raise StoreUnavailable(
+                    f"{self._path}: a rollback failed: {error.orig}", fatal=True
+                ) from error
 
     def _read(self, connection: Connection, command: Command) -> None:
         read = command.read

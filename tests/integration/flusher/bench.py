@@ -36,7 +36,6 @@ from dlr_buffer.smartswitch.answers import (
     AuthenticationFailed,
     Outage,
     RequestRefused,
-    TooLarge,
 )
 from tests.clocks import FakeClock
 from tests.integration.storage.harness import Queue, opened
@@ -103,6 +102,8 @@ class ScriptedUpstream:
     most_in_flight: int = 0
     most_of_a_message: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    shut_after: int | None = None
+    """Shut the gate with this request."""
     closed: bool = False
     _messages: Counter[str] = field(default_factory=Counter)
 
@@ -115,6 +116,8 @@ class ScriptedUpstream:
         assert not self.closed, "a request on a closed connection"
         self.requests.append(list(receipts))
         self.times.append(self.clock.monotonic_ms())
+        if len(self.requests) == self.shut_after:
+            self.gate.clear()
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         names = [each.message_id for each in receipts]
@@ -127,6 +130,10 @@ class ScriptedUpstream:
         finally:
             self.in_flight -= 1
             self._messages.subtract(names)
+
+    def is_closed(self) -> bool:
+        """Whether the flusher closed this connection."""
+        return self.closed
 
     async def aclose(self) -> None:
         """Close."""
@@ -189,7 +196,6 @@ class Bench:
         """A flusher with no memory, as after a restart."""
         return AccountFlusher(settings, self.upstream, self.queue.store, self.clock, self.metrics)
 
-    @property
     def state(self) -> HealthState:
         """What `status` shows of the account."""
         return self.flusher.view().health
@@ -224,7 +230,8 @@ class Bench:
         calm, bound = 0, len(self.upstream.requests) + 5_000
         turns = self.flusher.turns + 20_000
         while calm < 20:
-            busy = self.queue.store._writer.waiting_commands or self.flusher._wake.is_set()
+            awake = self.flusher._wake.is_set() and not self.flusher._stopping
+            busy = self.queue.store._writer.waiting_commands or awake
             calm = 0 if busy else calm + 1
             assert len(self.upstream.requests) < bound, f"requests without end: {self.upstream.sizes[-20:]}"
             assert self.flusher.turns < turns, "the loop turns without end"
@@ -238,8 +245,12 @@ class Bench:
             if reached():
                 return
             step = self._next_step()
-            assert step is not None, f"nothing more happens: {self.flusher.view()}, {self.upstream.sizes[-20:]}"
-            assert self.clock.monotonic_ms() + step <= end, f"not within {within_ms} ms: {self.flusher.view()}"
+            assert step is not None, (
+                f"nothing more happens: {self.flusher.view()}, {self.upstream.sizes[-20:]}"
+            )
+            assert self.clock.monotonic_ms() + step <= end, (
+                f"not within {within_ms} ms: {self.flusher.view()}"
+            )
             self.clock.advance(step)
 
     async def pass_time(self, duration_ms: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,9 @@ INTERNAL = ReceiptError("internal", "Internal error", "Something went wrong")
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "proven"), [(1, False), (4, True)], ids=["fresh start, one at once", "after successes, four"]
+    ("concurrency", "proven"),
+    [(1, False), (4, True)],
+    ids=["fresh start, one at once", "after successes, four"],
 )
 @on_loop
 async def test_one_bad_in_a_hundred_wherever_it_stands(
@@ -40,8 +43,10 @@ async def test_one_bad_in_a_hundred_wherever_it_stands(
     concurrency: int,
     proven: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
-    """One bad receipt in a batch of 100 dies with Smartswitch's error, the 99 others go through, in at most 20
-    requests with all the refusals, wherever it stands."""
+    """One bad receipt in a batch of 100 dies with Smartswitch's error, the 99 others go through.
+
+    In at most 20 requests with all the refusals, wherever it stands.
+    """
     async with flushing(path, flush_settings(concurrency=concurrency), start=False) as bench:
         for position in range(100):
             bench.flusher = bench.new_flusher(bench.flusher.settings)
@@ -65,7 +70,9 @@ async def test_one_bad_in_a_hundred_wherever_it_stands(
 @pytest.mark.parametrize("positions", [(0, 1), (0, 99), (49, 50), (98, 99), tuple(range(5, 100, 10))])
 @pytest.mark.parametrize("concurrency", [1, 4])
 @on_loop
-async def test_several_bad_ones_in_a_hundred(path: Path, concurrency: int, positions: tuple[int, ...]) -> None:
+async def test_several_bad_ones_in_a_hundred(
+    path: Path, concurrency: int, positions: tuple[int, ...]
+) -> None:
     """Two or ten bad receipts in a batch of 100 are found, and all the others go through."""
     async with flushing(path, flush_settings(concurrency=concurrency)) as bench:
         bench.upstream.answer = bad_ones(*(f"m{position}" for position in positions))
@@ -90,7 +97,7 @@ async def test_refusals_wait_their_own_backoff_and_go_alone(path: Path) -> None:
             for at, request in zip(bench.upstream.times, bench.upstream.requests, strict=True)
             if [each.request_id for each in request] == [bad]
         ]
-        waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        waits = [later - earlier for earlier, later in pairwise(times)]
         assert waits[-3:] == [1000, 2000, 4000]
         receipt = await bench.queue.receipt(bad)
         assert (receipt.status, receipt.refusals) == (DEAD, 4)
@@ -109,8 +116,11 @@ async def test_a_server_that_refuses_everything_for_an_hour_kills_nothing(
     shape: str,
     error: ReceiptError,
 ) -> None:
-    """An hour of the same refusal for everything: rejecting, single probes each with another receipt, nothing
-    refused; once it is mended everything goes through."""
+    """An hour of the same refusal for everything.
+
+    Rejecting, single probes each with another receipt, nothing refused; once it is mended everything goes
+    through.
+    """
 
     def refuse(receipts: Sequence[Receipt]) -> Answer:
         return refused(error) if shape == "refused" else entries(receipts, lambda _: error)
@@ -121,11 +131,11 @@ async def test_a_server_that_refuses_everything_for_an_hour_kills_nothing(
             await bench.drained()
         bench.upstream.answer = refuse
         ids = await bench.fill(300)
-        await bench.until(lambda: bench.state is HealthState.REJECTING)
+        await bench.until(lambda: bench.state() is HealthState.REJECTING)
         bench.upstream.requests.clear()
         before = dump(path)
         await bench.pass_time(HOUR)
-        assert bench.state is HealthState.REJECTING
+        assert bench.state() is HealthState.REJECTING
         assert bench.flusher.view().cause == f"{error.code}: {error.title}"
         assert bench.counted(DEAD) == 0
         assert bench.counted(PENDING) == 300
@@ -137,7 +147,7 @@ async def test_a_server_that_refuses_everything_for_an_hour_kills_nothing(
         await bench.drained(within_ms=15 * MINUTE)
         assert bench.counted(DEAD) == 0
         assert bench.counted(ACKNOWLEDGED) == 300 + 200 * proven
-        assert bench.state is HealthState.OPEN
+        assert bench.state() is HealthState.OPEN
         assert all([(await bench.queue.receipt(each)).refusals == 0 for each in ids[::30]])
 
 
@@ -149,18 +159,21 @@ async def test_the_only_receipt_refused_waits_for_evidence(path: Path) -> None:
         (bad,) = await bench.report("bad")
         await bench.pass_time(HOUR)
         assert (await bench.queue.receipt(bad)).refusals == 0
-        assert bench.state is HealthState.REJECTING
+        assert bench.state() is HealthState.REJECTING
         await bench.fill(1)
         await bench.until(lambda: bench.counted(ACKNOWLEDGED) == 1, within_ms=10 * MINUTE)
-        assert bench.state is HealthState.OPEN
+        assert bench.state() is HealthState.OPEN
         await bench.drained()
         assert await bench.queue.status(bad) is DEAD
 
 
 @on_loop
 async def test_a_replay_begins_without_evidence(path: Path) -> None:
-    """What was acknowledged before an admin's retry is no evidence after it: the replayed receipt alone makes the
-    account rejecting, and dies only after another one was acknowledged since."""
+    """What was acknowledged before an admin's retry is no evidence after it.
+
+    The replayed receipt alone makes the account rejecting, and dies only after another one was acknowledged
+    since.
+    """
     async with flushing(path, flush_settings(max_refusals=2)) as bench:
         bench.upstream.answer = bad_ones("bad")
         await bench.report("bad", "good")
@@ -173,7 +186,7 @@ async def test_a_replay_begins_without_evidence(path: Path) -> None:
         await bench.pass_time(HOUR)
         receipt = await bench.queue.receipt(bad)
         assert (receipt.status, receipt.refusals) == (PENDING, 0)
-        assert bench.state is HealthState.REJECTING
+        assert bench.state() is HealthState.REJECTING
         await bench.fill(1)
         await bench.drained()
         assert await bench.queue.status(bad) is DEAD
@@ -197,19 +210,21 @@ async def test_fresh_receipts_keep_half_the_sends_while_refused_ones_drain(path:
         await bench.fill(1000, "fresh")
         bench.upstream.requests.clear()
         bench.clock.advance(2 * SECOND)
-        await bench.drained()
+        bench.upstream.shut_after = 500
+        await bench.until(lambda: len(bench.upstream.requests) >= 500)
         kinds = [request[0].message_id.startswith("fresh") for request in bench.upstream.requests]
-        assert len(kinds) == 2000
-        first = kinds[: 2 * 900]
-        assert abs(sum(first) - 900) <= 4, "they take turns"
-        assert bench.counted(ACKNOWLEDGED) == 2001
+        assert abs(sum(kinds) - len(kinds) // 2) <= 4, "they take turns"
+        longest = max(len(list(run)) for fresh, run in groupby(kinds) if not fresh)
+        assert longest <= 2
 
 
 @on_loop
 async def test_suspects_given_up_elsewhere_do_not_strand_the_others(path: Path) -> None:
     """If an admin deletes the whole half that is to be sent next, the other half goes on without being woken."""
     async with flushing(path, flush_settings(concurrency=1)) as bench:
-        bench.upstream.answer = lambda receipts: refused() if len(bench.upstream.requests) == 1 else ok(receipts)
+        bench.upstream.answer = lambda receipts: (
+            refused() if len(bench.upstream.requests) == 1 else ok(receipts)
+        )
         bench.upstream.gate.clear()
         ids = await bench.fill(10)
         await bench.idle()

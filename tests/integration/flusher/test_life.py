@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401 - stand-ins pass on whatever they are given
 """Starting, pausing, stopping, and what goes wrong beside Smartswitch: the database, the clock, our own faults."""
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ from tests.integration.storage.harness import opened
 from tests.loops import on_loop
 
 ACKNOWLEDGED, DEAD, PENDING = ReceiptStatus.ACKNOWLEDGED, ReceiptStatus.DEAD, ReceiptStatus.PENDING
+CANARY = "canary " + "password"
 
 
 def fail_settling(bench: Bench, monkeypatch: pytest.MonkeyPatch, times: int) -> list[bool]:
     """Let the database refuse to settle so many times; returns what was refused (whether it had been sent)."""
-    real, failed = bench.queue.store.settle, []
+    real = bench.queue.store.settle
+    failed: list[bool] = []
 
     async def settle(account: str, **settlement: Any) -> Any:
         if len(failed) < times:
@@ -52,7 +55,9 @@ def fail_settling(bench: Bench, monkeypatch: pytest.MonkeyPatch, times: int) -> 
 
 
 @on_loop
-async def test_an_answer_is_written_when_the_database_recovers(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_is_written_when_the_database_recovers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If settling fails twice, the acknowledgement is kept and written the third time; nothing is sent again."""
     async with flushing(path) as bench:
         failed = fail_settling(bench, monkeypatch, 2)
@@ -88,7 +93,9 @@ async def test_a_failing_read_of_the_queue_does_not_end_the_loop(
 
 
 @on_loop
-async def test_acquitted_receipts_survive_a_failing_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_acquitted_receipts_survive_a_failing_database(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Receipts that a bisection clears are let go again though the database refuses just then."""
     async with flushing(path, flush_settings(concurrency=1)) as bench:
         await bench.fill(2, "proof")
@@ -115,27 +122,29 @@ async def test_acquitted_receipts_survive_a_failing_database(path: Path, monkeyp
 async def test_a_fault_of_ours_strands_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
-    """An unforeseen exception gives the receipts back, backs off like an outage, and logs where it happened but
-    not its text; afterwards everything goes through."""
+    """An unforeseen exception gives the receipts back, backs off like an outage.
+
+    Logs where it happened but not its text; afterwards everything goes through.
+    """
     async with flushing(path, flush_settings(concurrency=2)) as bench:
         faulty = True
         conclude = bench.flusher._conclude
 
         def fail(receipts: Sequence[Receipt]) -> Answer:
             if faulty and where == "send":
-                raise ValueError("canary password")
+                raise ValueError(CANARY)
             return ok(receipts)
 
         def conclude_or_fail(*args: Any) -> Any:
             if faulty and where == "conclude":
-                raise ValueError("canary password")
+                raise ValueError(CANARY)
             return conclude(*args)
 
         monkeypatch.setattr(bench.flusher, "_conclude", conclude_or_fail)
         bench.upstream.answer = fail
         await bench.fill(10)
         await bench.idle()
-        assert bench.state is HealthState.BACKING_OFF
+        assert bench.state() is HealthState.BACKING_OFF
         await bench.pass_time(MINUTE)
         assert len(bench.upstream.requests) < 10
         assert bench.flusher.view().in_flight_receipts == 0
@@ -151,15 +160,17 @@ async def test_a_fault_of_ours_strands_nothing(
 
 @on_loop
 async def test_stopping_gives_back_what_is_under_way(path: Path) -> None:
-    """What is not answered within the grace is given back, and after a restart it is sent again under the same
-    request_id."""
+    """What is not answered within the grace is given back.
+
+    After a restart it is sent again under the same request_id.
+    """
     async with flushing(path, flush_settings(concurrency=2, max_receipts=5)) as bench:
         bench.upstream.gate.clear()
         await bench.fill(20)
         await bench.idle()
         assert bench.upstream.in_flight == 2
         await bench.flusher.stop(0)
-        assert bench.upstream.closed
+        assert bench.upstream.is_closed()
         cut_off = {each.request_id for request in bench.upstream.requests for each in request}
         assert len(cut_off) == 10
         for request_id in cut_off:
@@ -230,7 +241,7 @@ async def test_a_batch_claimed_before_bad_news_is_not_sent(path: Path) -> None:
             bench.upstream.gate.set()
         await bench.idle()
         assert bench.upstream.sizes == [5]
-        assert bench.state is HealthState.BACKING_OFF
+        assert bench.state() is HealthState.BACKING_OFF
         bench.upstream.answer = ok
         await bench.drained(within_ms=2 * MINUTE)
 
@@ -247,7 +258,7 @@ async def test_pause_lets_requests_under_way_finish(path: Path) -> None:
         await bench.pass_time(HOUR)
         assert bench.upstream.sizes == [5]
         assert bench.counted(ACKNOWLEDGED) == 5
-        assert bench.state is HealthState.PAUSED
+        assert bench.state() is HealthState.PAUSED
         bench.flusher.resume()
         await bench.drained(within_ms=0)
 
@@ -336,8 +347,11 @@ async def settled(flusher: Flusher, store: SqliteStore) -> None:
 
 @on_loop
 async def test_accounts_come_change_and_go(path: Path) -> None:
-    """`apply` starts what is new, keeps the memory of what is not, reconnects what changed, and stops what is not
-    configured any more: its receipts stay, it shows as unconfigured, and goes on when it comes back."""
+    """`apply` starts what is new, keeps the memory of what is not, reconnects what changed.
+
+    Stops what is not configured any more: its receipts stay, it shows as unconfigured, and goes on when it
+    comes back.
+    """
     async with opened(path, accounts=("a", "b")) as queue:
         metrics = Metrics(counts=queue.store.counts, accounts=list, gauges=dict)
         flusher = Flusher(queue.store, queue.store, queue.clock, metrics)
@@ -351,8 +365,8 @@ async def test_accounts_come_change_and_go(path: Path) -> None:
         assert [view.name for view in flusher.views()] == ["a", "b"]
 
         await flusher.apply({"a": plan("a", a, 1, concurrency=2)}, grace_ms=5_000)
-        assert b.closed
-        assert not a.closed
+        assert b.is_closed()
+        assert not a.is_closed()
         assert flusher.views()[0].concurrency == 2
         assert flusher.views()[1].health is HealthState.UNCONFIGURED
         await queue.report(("m2", MessageState.DELIVERED), account="b")
@@ -368,11 +382,11 @@ async def test_accounts_come_change_and_go(path: Path) -> None:
         flusher.wake({"a": 1})
         await settled(flusher, queue.store)
         assert (a.sizes, a2.sizes, b2.names) == ([1], [1], [["m2"]])
-        assert a.closed
+        assert a.is_closed()
         assert flusher.problems() == ()
         await flusher.stop(5_000)
-        assert a2.closed
-        assert b2.closed
+        assert a2.is_closed()
+        assert b2.is_closed()
         assert flusher.problems() == ()
 
 
@@ -421,9 +435,7 @@ async def test_a_loop_that_ends_by_itself_is_a_problem(path: Path, monkeypatch: 
             raise LookupError("unforeseen")
 
         monkeypatch.setattr(queue.store, "claim", claim)
-        await flusher.apply(
-            {"default": plan("default", ScriptedUpstream(queue.clock), 1)}, grace_ms=5_000
-        )
+        await flusher.apply({"default": plan("default", ScriptedUpstream(queue.clock), 1)}, grace_ms=5_000)
         await settled(flusher, queue.store)
         (problem,) = flusher.problems()
         assert "default" in problem

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from dlr_buffer.flusher.account import outcome_of
 from dlr_buffer.health import HealthState
-from dlr_buffer.receipts import ReceiptStatus
-from dlr_buffer.smartswitch.answers import TooLarge
+from dlr_buffer.receipts import Receipt, ReceiptError, ReceiptStatus
+from dlr_buffer.smartswitch.answers import Answer, TooLarge
 from tests.integration.flusher.bench import (
     HOUR,
     MINUTE,
@@ -37,15 +38,17 @@ async def cause_backing_off(bench: Bench) -> None:
     """Bring the account down and forget the requests that it took."""
     bench.upstream.answer = lambda _: outage()
     bench.flusher.wake()
-    await bench.until(lambda: bench.state is HealthState.BACKING_OFF)
+    await bench.until(lambda: bench.state() is HealthState.BACKING_OFF)
     bench.upstream.requests.clear()
     bench.upstream.times.clear()
 
 
 @on_loop
 async def test_concurrency_outages_in_a_row_and_then_single_probes(path: Path) -> None:
-    """An open account backs off after `concurrency` outages in a row; then one receipt at a time probes, each
-    time another one, with doubling waits up to `retry.max`."""
+    """An open account backs off after `concurrency` outages in a row.
+
+    Then one receipt at a time probes, each time another one, with doubling waits up to `retry.max`.
+    """
     async with flushing(path, flush_settings(concurrency=3, max_receipts=10)) as bench:
         bench.upstream.answer = lambda _: outage()
         bench.upstream.gate.clear()
@@ -54,7 +57,7 @@ async def test_concurrency_outages_in_a_row_and_then_single_probes(path: Path) -
         bench.upstream.gate.set()
         await bench.idle()
         assert bench.upstream.sizes == [10, 10, 10]
-        assert bench.state is HealthState.BACKING_OFF
+        assert bench.state() is HealthState.BACKING_OFF
         began = bench.clock.monotonic_ms()
         bench.upstream.requests.clear()
         bench.upstream.times.clear()
@@ -82,16 +85,20 @@ async def test_the_batch_size_restarts_at_one_and_doubles(path: Path) -> None:
         assert bench.counted(ReceiptStatus.ACKNOWLEDGED) == 600
 
 
-@pytest.mark.parametrize(("asked_ms", "waited_ms"), [(90 * SECOND, 90 * SECOND), (HOUR, 10 * MINUTE), (1, SECOND)])
+@pytest.mark.parametrize(
+    ("asked_ms", "waited_ms"), [(90 * SECOND, 90 * SECOND), (HOUR, 10 * MINUTE), (1, SECOND)]
+)
 @on_loop
 async def test_retry_after_is_honoured_up_to_retry_max(path: Path, asked_ms: int, waited_ms: int) -> None:
-    """One answer with Retry-After is enough to wait, for as long as it says but at most `retry.max`, and at
-    least the account's own backoff."""
+    """One answer with Retry-After is enough to wait, for as long as it says but at most `retry.max`.
+
+    At least the account's own backoff.
+    """
     async with flushing(path, flush_settings(max_receipts=100)) as bench:
         bench.upstream.answer = lambda _: outage(retry_after_ms=asked_ms)
         await bench.fill(5)
         await bench.idle()
-        assert bench.state is HealthState.BACKING_OFF
+        assert bench.state() is HealthState.BACKING_OFF
         assert bench.flusher.view().backoff_ms == waited_ms
         bench.upstream.answer = ok
         await bench.pass_time(waited_ms - 1)
@@ -117,8 +124,10 @@ async def test_the_longest_retry_after_of_requests_under_way_counts(path: Path) 
 
 @on_loop
 async def test_an_outage_with_ten_thousand_pending_rewrites_no_row(path: Path) -> None:
-    """An hour of outage leaves the database byte for byte as it was; the attempts are counted all the same,
-    and written with the acknowledgement."""
+    """An hour of outage leaves the database byte for byte as it was.
+
+    The attempts are counted all the same, and written with the acknowledgement.
+    """
     async with flushing(path, flush_settings(concurrency=2)) as bench:
         bench.upstream.answer = lambda _: outage("timeout")
         ids = await bench.fill(10_000)
@@ -149,13 +158,13 @@ async def test_an_outage_with_ten_thousand_pending_rewrites_no_row(path: Path) -
 )
 @on_loop
 async def test_one_log_line_a_minute_for_each_cause(
-    path: Path, caplog: pytest.LogCaptureFixture, answer: object, code: str
+    path: Path, caplog: pytest.LogCaptureFixture, answer: Answer, code: str
 ) -> None:
     """However many requests fail, an account says so at most once a minute for each cause."""
     caplog.set_level(logging.INFO, "dlr_buffer.flusher")
     settings = flush_settings(concurrency=4, max_receipts=1, auth_probe_ms=SECOND)
     async with flushing(path, settings) as bench:
-        bench.upstream.answer = lambda _: answer  # type: ignore[assignment, return-value]
+        bench.upstream.answer = lambda _: answer
         await bench.fill(50)
         began = bench.clock.monotonic_ms()
         await bench.idle()
@@ -180,7 +189,9 @@ async def test_an_account_that_comes_and_goes_does_not_flood_the_log(
     caplog.set_level(logging.INFO, "dlr_buffer.flusher")
     async with flushing(path, flush_settings(concurrency=1, max_receipts=1)) as bench:
         await bench.fill(200)
-        bench.upstream.answer = lambda receipts: ok(receipts) if len(bench.upstream.requests) % 2 else outage()
+        bench.upstream.answer = lambda receipts: (
+            ok(receipts) if len(bench.upstream.requests) % 2 else outage()
+        )
         bench.flusher.wake()
         await bench.pass_time(55 * SECOND)
         assert len(bench.upstream.requests) > 50
@@ -193,19 +204,19 @@ async def test_an_outage_in_the_middle_of_a_bisection_is_no_evidence(path: Path)
     async with flushing(path, flush_settings(concurrency=1)) as bench:
         down = False
 
-        def answer(receipts: object) -> object:
+        def answer(receipts: Sequence[Receipt]) -> Answer:
             if down:
                 return outage()
-            bad = any(each.message_id == "m77" for each in receipts)  # type: ignore[attr-defined]
-            return refused() if bad else ok(receipts)  # type: ignore[arg-type]
+            bad = any(each.message_id == "m77" for each in receipts)
+            return refused() if bad else ok(receipts)
 
-        bench.upstream.answer = answer  # type: ignore[assignment]
+        bench.upstream.answer = answer
         await bench.fill(5, "proof")
         await bench.drained()
         await bench.fill(100)
         await bench.until(lambda: len(bench.upstream.requests) >= 3)
         down = True
-        await bench.until(lambda: bench.state is HealthState.BACKING_OFF)
+        await bench.until(lambda: bench.state() is HealthState.BACKING_OFF)
         await bench.pass_time(10 * SECOND)
         suspects = bench.flusher.view().set_aside
         down = False
@@ -221,14 +232,15 @@ async def test_an_outage_in_the_middle_of_a_bisection_is_no_evidence(path: Path)
 async def test_a_bisection_whose_half_became_too_large_goes_on(path: Path) -> None:
     """413 for a suspect group does not send the same group for ever: it is cut smaller."""
     async with flushing(path, flush_settings(concurrency=1)) as bench:
-        def answer(receipts: object) -> object:
-            size = len(receipts)  # type: ignore[arg-type]
+
+        def answer(receipts: Sequence[Receipt]) -> Answer:
+            size = len(receipts)
             if len(bench.upstream.requests) > 1 and size > 10:
                 return TooLarge(413)
-            bad = any(each.message_id == "m77" for each in receipts)  # type: ignore[attr-defined]
-            return refused() if bad else ok(receipts)  # type: ignore[arg-type]
+            bad = any(each.message_id == "m77" for each in receipts)
+            return refused() if bad else ok(receipts)
 
-        bench.upstream.answer = answer  # type: ignore[assignment]
+        bench.upstream.answer = answer
         await bench.fill(100)
         await bench.drained(within_ms=HOUR)
         assert bench.counted(ReceiptStatus.DEAD) == 1
@@ -238,13 +250,16 @@ async def test_a_bisection_whose_half_became_too_large_goes_on(path: Path) -> No
 
 @on_loop
 async def test_wrong_password_suspends_and_blames_nobody(path: Path) -> None:
-    """Authentication errors suspend the account: one receipt every `auth_probe`, each time another one,
-    nothing refused; a reload with new credentials probes at once."""
+    """Authentication errors suspend the account.
+
+    One receipt every `auth_probe`, each time another one, nothing refused; a reload with new credentials probes
+    at once.
+    """
     async with flushing(path, flush_settings(concurrency=4, max_receipts=10)) as bench:
         bench.upstream.answer = lambda _: wrong_password()
         await bench.fill(100)
         await bench.idle()
-        assert bench.state is HealthState.SUSPENDED
+        assert bench.state() is HealthState.SUSPENDED
         before = dump(path)
         bench.upstream.requests.clear()
         await bench.pass_time(HOUR)
@@ -257,8 +272,8 @@ async def test_wrong_password_suspends_and_blames_nobody(path: Path) -> None:
         await bench.idle()
         assert fresh.sizes[0] == 1
         assert bench.pending() == 0
-        assert bench.state is HealthState.OPEN
-        assert old.closed, "the connection with the old password is not needed any more"
+        assert bench.state() is HealthState.OPEN
+        assert old.is_closed(), "the connection with the old password is not needed any more"
         bench.upstream = fresh
 
 
@@ -276,19 +291,19 @@ async def test_an_old_connection_is_closed_even_if_the_account_is_never_idle(pat
         await bench.fill(1, "n")
         await bench.idle()
         assert (old.in_flight, fresh.in_flight) == (1, 1)
-        assert not old.closed
+        assert not old.is_closed()
         old.gate.set()
         await bench.idle()
-        assert old.closed
-        assert not fresh.closed
+        assert old.is_closed()
+        assert not fresh.is_closed()
 
 
 @on_loop
 async def test_partial_answers_count_only_with_evidence(path: Path) -> None:
-    """What an answer leaves out, or gives another status, is refused on the evidence of the rest of it: sent
-    again alone after its own backoff, and dead after `max_refusals`."""
-    from dlr_buffer.receipts import ReceiptError
+    """What an answer leaves out, or gives another status, is refused on the evidence of the rest of it.
 
+    Sent again alone after its own backoff, and dead after `max_refusals`.
+    """
     async with flushing(path, flush_settings(max_refusals=3)) as bench:
         faults = {
             "m1": ReceiptError("missing-entry", "Not in the answer", ""),
@@ -315,8 +330,6 @@ async def test_partial_answers_count_only_with_evidence(path: Path) -> None:
 @on_loop
 async def test_an_answer_without_any_good_entry_is_one_failure(path: Path) -> None:
     """A hundred faulty entries in one answer make the account rejecting once: its first backoff, not the longest."""
-    from dlr_buffer.receipts import ReceiptError
-
     async with flushing(path) as bench:
         bench.upstream.answer = lambda receipts: entries(
             receipts, lambda _: ReceiptError("missing-status", "The answer gives no status", "")

@@ -129,9 +129,11 @@ _STATEMENTS = (
         CONSTRAINT receipts_superseded CHECK (status <> 5 OR state < 6)
     )
     """,
+    "CREATE INDEX bereft_since ON bereft (since)",
     "CREATE INDEX history_receipt ON history (request_id)",
     "CREATE INDEX messages_expiry ON messages (expires_at)",
     "CREATE UNIQUE INDEX messages_name ON messages (account_id, message_id)",
+    "CREATE INDEX receipts_backing_off ON receipts (account_id) WHERE next_attempt_at IS NOT NULL",
     "CREATE INDEX receipts_dead ON receipts (account_id) WHERE status = 6",
     "CREATE INDEX receipts_due ON receipts (account_id, next_attempt_at) WHERE next_attempt_at IS NOT NULL",
     "CREATE INDEX receipts_fresh ON receipts (account_id) WHERE status = 2 AND next_attempt_at IS NULL",

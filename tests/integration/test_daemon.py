@@ -1,0 +1,465 @@
+"""The daemon as one object in this process: real sockets, a real queue, a real stand-in, and a clock by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from dlr_buffer import daemon as daemon_module
+from dlr_buffer.config import (
+    AccountSettings,
+    ApiSettings,
+    BatchSettings,
+    Configuration,
+    DatabaseSettings,
+    LogSettings,
+    MessageSettings,
+    RetentionSettings,
+    RetrySettings,
+    Secret,
+)
+from dlr_buffer.daemon import Daemon
+from dlr_buffer.errors import DlrBufferError, StoreUnavailable
+from dlr_buffer.health import HealthState
+from dlr_buffer.simulator import Hang, Request, Simulator, SimulatorSettings
+from tests.clocks import FakeClock
+from tests.integration.storage.conftest import migrated, path
+from tests.loops import on_loop
+
+__all__ = ["migrated", "path"]
+
+HOUR = 3_600_000
+PASSWORD = "PASSWORD"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="dlr") as name:
+        yield Path(name)
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """A reload sets the program's log level: put it back."""
+    logger = logging.getLogger("dlr_buffer")
+    kept = logger.level
+    yield
+    logger.setLevel(kept)
+
+
+@dataclass
+class Site:
+    """A place with a queue, in which daemons are started one after the other, or two at once."""
+
+    folder: Path
+    database: Path
+    url: str
+    clock: FakeClock = field(default_factory=FakeClock)
+    environ: dict[str, str] = field(default_factory=dict)
+
+    def account(self, name: str = "default", **changes: Any) -> AccountSettings:  # noqa: ANN401 - fields of the record
+        """An account that sends at once and tries again after a second."""
+        settings = AccountSettings(
+            name,
+            self.url,
+            Secret("LOGIN"),
+            Secret(PASSWORD),
+            concurrency=2,
+            batch=BatchSettings(linger_ms=0),
+            retry=RetrySettings(initial_ms=1000, max_ms=60_000),
+        )
+        return replace(settings, **changes)
+
+    def configuration(self, *accounts: AccountSettings, **changes: Any) -> Configuration:  # noqa: ANN401 - as above
+        """A configuration with these accounts (left out: one)."""
+        configuration = Configuration(
+            ApiSettings(self.folder / "client.sock", self.folder / "admin.sock"),
+            DatabaseSettings(f"sqlite:///{self.database}", min_free_bytes=0),
+            MessageSettings(),
+            RetentionSettings(),
+            LogSettings(),
+            {each.name: each for each in accounts or (self.account(),)},
+        )
+        return replace(configuration, **changes)
+
+    def daemon(self, configuration: Configuration | None = None) -> Daemon:
+        """A daemon that is not started."""
+        return Daemon(configuration or self.configuration(), clock=self.clock, environ=self.environ)
+
+    @asynccontextmanager
+    async def running(self, configuration: Configuration | None = None) -> AsyncIterator[Daemon]:
+        """A daemon that serves, and is stopped at the end."""
+        daemon = self.daemon(configuration)
+        await daemon.start()
+        try:
+            yield daemon
+        finally:
+            await daemon.stop()
+
+    async def call(
+        self, method: str, target: str, body: object = None, *, admin: bool = True
+    ) -> httpx.Response:
+        """Ask the local API."""
+        name = "admin.sock" if admin else "client.sock"
+        transport = httpx.AsyncHTTPTransport(uds=str(self.folder / name))
+        async with httpx.AsyncClient(transport=transport, base_url="http://dlr", timeout=20) as client:
+            return await client.request(method, target, json=body)
+
+    async def report(self, *message_ids: str, account: str = "default") -> None:
+        """Report messages as delivered."""
+        body = [
+            {"message_id": each, "message_state": "delivered", "account": account} for each in message_ids
+        ]
+        answer = await self.call("POST", "/v1/receipts", body, admin=False)
+        assert answer.json()["queued"] == len(message_ids), answer.text
+
+
+async def eventually(reached: Callable[[], object]) -> None:
+    """Let the loop turn until something holds."""
+    async with asyncio.timeout(20):
+        while not reached():  # noqa: ASYNC110 - whatever changes, nobody tells
+            await asyncio.sleep(0)
+
+
+def pending(daemon: Daemon, account: str = "default") -> int:
+    """Receipts that wait."""
+    return daemon.store.counts().receipts[account]["pending"]
+
+
+def health(daemon: Daemon, account: str = "default") -> HealthState:
+    """What `status` shows of an account."""
+    return next(view.health for view in daemon.flusher.views() if view.name == account)
+
+
+@pytest.fixture
+def site(folder: Path, path: Path) -> Site:
+    """A queue with nothing behind it: a test with a stand-in gives its url."""
+    return Site(folder, path, "http://127.0.0.1:9/api/dlr")
+
+
+@on_loop
+async def test_from_socket_to_smartswitch(site: Site) -> None:
+    """What an app reports over the client socket reaches Smartswitch, and is acknowledged; all is shown."""
+    async with Simulator() as simulator:
+        site.url = simulator.url
+        async with site.running() as daemon:
+            await site.report("007", "7", "0xAb")
+            await eventually(lambda: not pending(daemon))
+            assert sorted(simulator.record.final_states()) == ["007", "0xAb", "7"]
+            status = (await site.call("GET", "/v1/status")).json()
+            assert status["accounts"][0]["health"] == "open"
+            assert (await site.call("GET", "/healthz")).status_code == 200
+            assert "dlr_buffer_acknowledged_total 3.0" in (await site.call("GET", "/metrics")).text
+            assert daemon.facts().alarms == ()
+            daemon.metrics.sample(site.clock.monotonic_ms())
+            assert daemon.facts().totals["acknowledged"] == 3
+
+
+@on_loop
+async def test_start_and_stop_in_order(site: Site) -> None:
+    """READY comes when both sockets answer; STOPPING comes first at the end; afterwards sockets and lock are free."""
+    notify = site.folder / "notify"
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
+        systemd.bind(str(notify))
+        systemd.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        site.environ["NOTIFY_SOCKET"] = str(notify)
+        async with site.running() as daemon:
+            assert systemd.recv(100) == b"READY=1"
+            assert (await site.call("GET", "/healthz", admin=False)).status_code == 200
+            await daemon._housekeeping()
+            assert systemd.recv(200) == b"STATUS=0 messages waiting, 0 receipts pending, 0 dead"
+            await daemon.reload(site.configuration())
+            assert systemd.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+            assert systemd.recv(100) == b"READY=1"
+        assert systemd.recv(100) == b"STOPPING=1"
+        with pytest.raises(BlockingIOError):
+            systemd.recv(100)
+    assert sorted(each.name for each in site.folder.iterdir()) == ["notify"]
+    del site.environ["NOTIFY_SOCKET"]
+    async with site.running():
+        pass
+
+
+@on_loop
+async def test_a_second_daemon_is_refused_and_leaves_nothing(site: Site) -> None:
+    """A queue that is in use is refused with the owner's process id, and the first daemon goes on."""
+    async with site.running() as first:
+        other = replace(
+            site.configuration(), api=ApiSettings(site.folder / "c2.sock", site.folder / "a2.sock")
+        )
+        with pytest.raises(StoreUnavailable, match=r"another dlr-buffer \(process \d+\) holds the queue"):
+            await site.daemon(other).start()
+        assert sorted(each.name for each in site.folder.iterdir()) == ["admin.sock", "client.sock"]
+        assert first.problems() == ()
+        assert (await site.call("GET", "/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("taken", ["client.sock", "admin.sock"])
+@on_loop
+async def test_a_start_that_fails_closes_everything(site: Site, taken: str) -> None:
+    """If a socket belongs to a living server the daemon says so, removes what it made and lets go of the queue."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as living:
+        living.bind(str(site.folder / taken))
+        living.listen()
+        daemon = site.daemon()
+        tasks = asyncio.all_tasks()
+        with pytest.raises(DlrBufferError, match=f"another daemon answers at the socket .*{taken}"):
+            await daemon.start()
+        assert [each.name for each in site.folder.iterdir()] == [taken]
+        assert asyncio.all_tasks() == tasks
+    (site.folder / taken).unlink()
+    async with site.running():
+        pass
+
+
+@on_loop
+async def test_a_folder_that_is_missing_is_named(site: Site) -> None:
+    """A socket in a folder that does not exist, and a directory for a database, are named with what to do."""
+    missing = replace(site.configuration(), api=ApiSettings(site.folder / "no" / "c", site.folder / "a"))
+    with pytest.raises(DlrBufferError, match="does not exist; create it"):
+        await site.daemon(missing).start()
+    folder = replace(site.configuration(), database=DatabaseSettings(f"sqlite:///{site.folder}"))
+    with pytest.raises(StoreUnavailable, match="is a directory"):
+        await site.daemon(folder).start()
+    async with site.running():
+        pass
+
+
+@on_loop
+async def test_reload_adds_and_removes_accounts(site: Site) -> None:
+    """A reload starts new accounts; one that is gone keeps its rows and is shown as unconfigured, with an alarm."""
+    async with Simulator() as simulator:
+        site.url = simulator.url
+        async with site.running() as daemon:
+            await daemon.reload(site.configuration(site.account(), site.account("second")))
+            await site.report("m1", account="second")
+            await eventually(lambda: not pending(daemon, "second"))
+            await daemon.flusher.pause("second")
+            await site.report("m2", account="second")
+            await daemon.reload(site.configuration())
+            assert health(daemon, "second") is HealthState.UNCONFIGURED
+            assert pending(daemon, "second") == 1
+            assert any("second is unconfigured" in alarm for alarm in daemon.facts().alarms)
+            answer = await site.call(
+                "POST", "/v1/messages", {"message_id": "m3", "account": "second"}, admin=False
+            )
+            assert answer.status_code == 422
+            await daemon.reload(site.configuration(site.account(), site.account("second")))
+            assert health(daemon, "second") is HealthState.PAUSED
+            await daemon.flusher.resume("second")
+            await eventually(lambda: not pending(daemon, "second"))
+            assert sorted(simulator.record.final_states()) == ["m1", "m2"]
+
+
+@on_loop
+async def test_corrected_credentials_are_probed_at_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong password suspends the account, with an alarm and without a word of the password.
+
+    A reload with the right one sends everything without a wait.
+    """
+    async with Simulator() as simulator:
+        site.url = simulator.url
+        wrong = site.configuration(site.account(password=Secret("canary-password")))
+        async with site.running(wrong) as daemon:
+            await site.report("m1", "m2", "m3")
+            await eventually(lambda: health(daemon) is HealthState.SUSPENDED)
+            (alarm,) = daemon.facts().alarms
+            assert "default is suspended: authentication" in alarm
+            await daemon._housekeeping()
+            before = simulator.record.requests
+            await daemon.reload(wrong)
+            await daemon.reload(site.configuration())
+            await eventually(lambda: not pending(daemon))
+            assert health(daemon) is HealthState.OPEN
+            assert simulator.record.requests > before
+            shown = (
+                str((await site.call("GET", "/v1/status")).json()) + (await site.call("GET", "/metrics")).text
+            )
+            assert "canary" not in shown + caplog.text + repr(daemon.configuration) + alarm
+
+
+@on_loop
+async def test_a_pause_outlives_a_restart(site: Site) -> None:
+    """An account that an admin paused is still paused after a restart, until it is resumed."""
+    async with Simulator() as simulator:
+        site.url = simulator.url
+        async with site.running():
+            assert (await site.call("POST", "/v1/accounts/default/pause")).json()["health"] == "paused"
+            await site.report("m1")
+        async with site.running() as daemon:
+            assert health(daemon) is HealthState.PAUSED
+            assert daemon.facts().alarms == ()
+            await daemon.reload(site.configuration())
+            assert health(daemon) is HealthState.PAUSED
+            assert simulator.record.requests == 0
+            assert (await site.call("POST", "/v1/accounts/default/resume")).json()["health"] == "open"
+            await eventually(lambda: not pending(daemon))
+        async with site.running() as daemon:
+            assert health(daemon) is HealthState.OPEN
+
+
+@on_loop
+async def test_stopping_gives_back_and_a_restart_resends_under_the_same_id(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that hangs is given up after the grace, and sent again with the same request_ids after a restart."""
+    monkeypatch.setattr(daemon_module, "FLUSH_GRACE_MS", 50)
+    hanging = True
+
+    def script(_request: Request) -> Hang | None:
+        return Hang() if hanging else None
+
+    async with Simulator(script=script) as simulator:
+        site.url = simulator.url
+        async with site.running() as daemon:
+            await site.report("m1", "m2")
+            await simulator.wait_for(lambda record: record.concurrent_requests > 0)
+            assert pending(daemon) == 2
+        sent = {name: simulator.record.sightings(name)[0].request_id for name in ("m1", "m2")}
+        hanging = False
+        async with site.running() as daemon:
+            await eventually(lambda: not pending(daemon))
+        for name, request_id in sent.items():
+            sightings = simulator.record.sightings(name)
+            assert [each.request_id for each in sightings] == [request_id, request_id]
+            assert [each.accepted for each in sightings] == [False, True]
+
+
+@on_loop
+async def test_a_request_that_is_answered_within_the_grace_is_acknowledged(site: Site) -> None:
+    """Stopping waits for the answer that is under way, so it is not sent again."""
+    async with Simulator(SimulatorSettings(latency=0.2)) as simulator:
+        site.url = simulator.url
+        async with site.running() as daemon:
+            await site.report("m1")
+            await simulator.wait_for(lambda record: record.concurrent_requests > 0)
+            assert pending(daemon) == 1
+        async with site.running() as daemon:
+            assert pending(daemon) == 0
+        assert simulator.record.resends == 0
+
+
+@on_loop
+async def test_outage_and_recovery_by_the_clock(site: Site) -> None:
+    """While nobody listens the account backs off, shows it, and comes back by itself when its time has come."""
+    async with Simulator(SimulatorSettings(always_status=503)) as simulator:
+        site.url = simulator.url
+        async with site.running() as daemon:
+            await site.report("m1")
+            await eventually(lambda: health(daemon) is HealthState.BACKING_OFF)
+            assert any("backing-off: http-503" in alarm for alarm in daemon.facts().alarms)
+            assert daemon.problems() == ()
+            simulator.settings = SimulatorSettings()
+            site.clock.advance(60_000)
+            await eventually(lambda: not pending(daemon))
+            assert daemon.facts().alarms == ()
+
+
+@on_loop
+async def test_alarms_say_what_is_wrong(site: Site) -> None:
+    """A disk below `min_free` and a stopped expiry are alarms; they are no reason for /healthz to fail."""
+    full = replace(
+        site.configuration(), database=DatabaseSettings(f"sqlite:///{site.database}", min_free_bytes=2**62)
+    )
+    async with site.running(full) as daemon:
+        await daemon.expiry.sweep()
+        site.clock.leap(2 * HOUR)
+        await daemon.expiry.sweep()
+        disk, clock = daemon.facts().alarms
+        assert "507" in disk
+        assert "expiry is stopped: the wall clock leapt forward" in clock
+        assert (await site.call("GET", "/healthz")).status_code == 200
+        assert "dlr_buffer_expiry_stopped 1.0" in (await site.call("GET", "/metrics")).text
+        answer = await site.call("POST", "/v1/messages", {"message_id": "m"}, admin=False)
+        assert answer.status_code == 507
+        assert (await site.call("POST", "/v1/expiry/resume")).status_code == 200
+        assert len(daemon.facts().alarms) == 1
+
+
+@on_loop
+async def test_a_flusher_that_ended_makes_the_daemon_unhealthy(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If an account's loop dies of a fault, /healthz answers 503, `status` has the alarm, and stopping still works."""
+    async with site.running() as daemon:
+
+        async def claim(*_args: object, **_kwargs: object) -> None:
+            raise LookupError("unforeseen")
+
+        monkeypatch.setattr(daemon.store, "claim", claim)
+        await site.report("m")
+        await eventually(daemon.problems)
+        answer = await site.call("GET", "/healthz")
+        assert answer.status_code == 503
+        assert "default" in answer.text
+        assert "dlr_buffer_unhealthy 1.0" in (await site.call("GET", "/metrics")).text
+        assert any("LookupError" in alarm for alarm in daemon.facts().alarms)
+
+
+@on_loop
+async def test_a_database_that_failed_ends_the_daemon(site: Site) -> None:
+    """A fatal failure of the database is noticed at once: /healthz answers 503, and the daemon wants to end."""
+    async with site.running() as daemon:
+        daemon.store._writer._give_up(StoreUnavailable("disk I/O error", fatal=True))
+        await asyncio.wait_for(daemon.failed.wait(), 20)
+        answer = await site.call("GET", "/healthz")
+        assert answer.status_code == 503
+        assert "disk I/O error" in answer.text
+        body = {"message_id": "m", "message_state": "delivered"}
+        assert (await site.call("POST", "/v1/receipts", body, admin=False)).status_code == 503
+
+
+@on_loop
+async def test_a_database_that_hangs_is_noticed(site: Site) -> None:
+    """If commands wait and none is finished between two looks, the daemon is unhealthy until one is."""
+    async with site.running() as daemon:
+        daemon.store._writer.waiting_commands += 1
+        await daemon._housekeeping()
+        await daemon._housekeeping()
+        assert any("has not finished anything" in problem for problem in daemon.problems())
+        daemon.store._writer.deliveries += 1
+        await daemon._housekeeping()
+        assert daemon.problems() == ()
+        daemon.store._writer.waiting_commands -= 1
+
+
+@on_loop
+async def test_a_reload_says_what_needs_a_restart(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Message rules, retention and the log level change at once; what cannot is named in the log."""
+    caplog.set_level(logging.INFO, "dlr_buffer.daemon")
+    async with site.running() as daemon:
+        changed = site.configuration(
+            messages=MessageSettings(unknown_messages="reject"),
+            database=DatabaseSettings(f"sqlite:///{site.database}", min_free_bytes=5),
+            retention=RetentionSettings(dead_ms=5 * HOUR),
+            log=LogSettings("debug"),
+        )
+        await daemon.reload(changed)
+        assert "need a restart of the daemon: database.min_free" in caplog.text
+        assert daemon.retention.settings.dead_ms == 5 * HOUR
+        assert logging.getLogger("dlr_buffer").level == logging.DEBUG
+        body = {"message_id": "m", "message_state": "delivered"}
+        assert (await site.call("POST", "/v1/receipts", body, admin=False)).status_code == 404
+        await daemon.reload(site.configuration())
+        assert (await site.call("POST", "/v1/receipts", body, admin=False)).status_code == 202
+
+
+@on_loop
+async def test_the_status_line_names_troubled_accounts(site: Site) -> None:
+    """`systemctl status` shows what waits and which accounts are not open."""
+    async with site.running() as daemon:
+        await daemon.flusher.pause("default")
+        await site.report("m")
+        await site.call("POST", "/v1/messages", {"message_id": "n"}, admin=False)
+        assert daemon._status_line() == ("1 messages waiting, 1 receipts pending, 0 dead; default paused")
