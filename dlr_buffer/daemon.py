@@ -25,7 +25,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from dlr_buffer import __version__
 from dlr_buffer.backoff import backoff_ms
-from dlr_buffer.clock import BootClock, SystemBootClock
+from dlr_buffer.clock import BootClock, SystemBootClock, rfc3339
 from dlr_buffer.config import AccountSettings, Configuration, RetrySettings, load, restart_needed
 from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.expiry import Expiry
@@ -323,9 +323,8 @@ class Daemon:
             account = self.configuration.accounts.get(name)
             lifetime_ms = account.retry.lifetime_ms if account is not None else RetrySettings().lifetime_ms
             if now - created_ms > lifetime_ms:
-                days = (now - created_ms) // 86_400_000
                 alarms.append(
-                    f"account {name}: its oldest receipt has waited to be sent for {days} days; see"
+                    f"account {name}: its oldest receipt has waited to be sent since {rfc3339(created_ms)}; see"
                     f" 'dlr-buffer list receipts --account {name} --status pending'"
                 )
         return alarms
@@ -425,23 +424,24 @@ async def _run(configuration: Configuration, config_path: Path | None) -> int:
     await daemon.start()
     # What was made so far lives as long as the process: the collector need not look at it again.
     gc.freeze()
-    waits = {event: asyncio.create_task(event.wait()) for event in (stop, hangup, daemon.failed)}
-    while True:
-        await asyncio.wait(waits.values(), return_when=asyncio.FIRST_COMPLETED)
-        if stop.is_set() or daemon.failed.is_set():
-            break
-        hangup.clear()
-        waits[hangup] = asyncio.create_task(hangup.wait())
-        await _reload(daemon, config_path)
-    for task in waits.values():
-        task.cancel()
+    reloads = asyncio.create_task(_reload_on(hangup, daemon, config_path))
+    ends = [asyncio.create_task(event.wait()) for event in (stop, daemon.failed)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     _log.info("stopping")
+    # A reload under way may wait for requests of accounts that leave; the stop gives them its own grace.
+    for task in (reloads, *ends):
+        task.cancel()
+    await asyncio.gather(reloads, *ends, return_exceptions=True)
     await daemon.stop()
     return 1 if daemon.failed.is_set() else 0
 
 
-async def _reload(daemon: Daemon, config_path: Path | None) -> None:
-    try:
-        await daemon.reload(load(config_path, os.environ))
-    except DlrBufferError as error:
-        _log.error("not reloaded, the old configuration stays: %s", error)
+async def _reload_on(hangup: asyncio.Event, daemon: Daemon, config_path: Path | None) -> None:
+    """Reload at every SIGHUP, one after another."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            await daemon.reload(load(config_path, os.environ))
+        except DlrBufferError as error:
+            _log.error("not reloaded, the old configuration stays: %s", error)

@@ -174,7 +174,10 @@ class Expiry:
         return self._mark
 
     async def believed_now(self) -> int | None:
-        """Wall time in milliseconds if it can be believed, else None: expiry is stopped, and retention with it."""
+        """Wall time in milliseconds if it can be believed, else None.
+
+        Expiry is stopped, and retention with it.
+        """
         mark = await self._stored()
         now = self._clock.now_ms()
         offset = now - self._clock.boottime_ms()

@@ -69,8 +69,8 @@ class Retention:
     ) -> None:
         """Remove nothing yet.
 
-        ``believed_now`` gives wall time in milliseconds, or None while the clock can't be believed: then nothing is
-        removed. ``settings`` can be replaced at a reload.
+        ``believed_now`` gives wall time in milliseconds, or None while the clock can't be believed: then
+        nothing is removed. ``settings`` can be replaced at a reload.
         """
         self._store = store
         self._believed_now = believed_now

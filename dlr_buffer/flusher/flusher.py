@@ -59,14 +59,17 @@ class Flusher:
         self._clock = clock
         self._metrics = metrics
         self._running: dict[str, AccountFlusher] = {}
+        self._leaving: list[AccountFlusher] = []
         self._keys: dict[str, object] = {}
 
     async def apply(self, plans: Mapping[str, AccountPlan], *, grace_ms: int) -> None:
         """Run exactly these accounts: new ones start, changed ones go on with what changed, others stop."""
         for name in [name for name in self._running if name not in plans]:
             _log.info("account %s is not configured any more: its receipts stay in the queue", name)
-            await self._running.pop(name).stop(grace_ms)
+            self._leaving.append(self._running.pop(name))
             del self._keys[name]
+        await asyncio.gather(*(leaving.stop(grace_ms) for leaving in self._leaving))
+        self._leaving.clear()
         for name, plan in plans.items():
             running = self._running.get(name)
             if running is None:
@@ -83,9 +86,9 @@ class Flusher:
 
     def wake(self, fresh: Mapping[str, int]) -> None:
         """Receipts became claimable in these accounts."""
-        for name in fresh:
+        for name, receipts in fresh.items():
             if (running := self._running.get(name)) is not None:
-                running.wake()
+                running.arrived(receipts)
 
     def views(self) -> tuple[AccountView, ...]:
         """Every account that is configured or has rows, by name."""
@@ -119,7 +122,8 @@ class Flusher:
 
     async def stop(self, grace_ms: int) -> None:
         """Stop all, each with the same grace for what is under way."""
-        await asyncio.gather(*(running.stop(grace_ms) for running in self._running.values()))
+        everyone = [*self._running.values(), *self._leaving]
+        await asyncio.gather(*(running.stop(grace_ms) for running in everyone))
 
     def _require(self, name: str) -> None:
         if name not in self._running and name not in self._book.accounts():

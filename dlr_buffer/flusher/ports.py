@@ -26,6 +26,10 @@ from dlr_buffer.smartswitch.answers import Answer
 class Outbox(Protocol):
     """Receipts that wait to be sent. A claimed receipt is in flight until it is settled."""
 
+    async def start_over(self, account: str) -> None:
+        """Look for fresh receipts of this account from the oldest on, whatever was passed over before."""
+        ...
+
     async def claim(
         self, account: str, *, limit: int, excluding: Container[int], cut: Callable[[Sequence[Receipt]], Cut]
     ) -> Claim:

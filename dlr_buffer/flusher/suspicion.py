@@ -19,17 +19,38 @@ from dlr_buffer.receipts import Claimed
 MAX_MARKS: Final = 100_000
 MAX_ASIDES: Final = 1_000
 MAX_SUSPECTS: Final = 2_000
+MAX_BLAMED: Final = 20
+"""Receipts refused one after another, with nothing acknowledged in between.
+
+Until the account is in question.
+"""
 STRIKES_TO_REFUSE: Final = 10
 """Outages drawn alone, while others are acknowledged, after which the receipt is to blame (DESIGN §4)."""
 
 
+@dataclass(slots=True)
+class _Mark:
+    """How many acknowledgements there were when a receipt was first tried: ever, and in the present era."""
+
+    first: int
+    counted_since_ms: int
+    era: int
+    since: int
+
+
 class Evidence:
-    """Counts acknowledgements, and remembers how many there were when each receipt was first tried."""
+    """Counts acknowledgements, and remembers how many there were when each receipt was first tried.
+
+    An era ends whenever the account itself falls in question. What was tried in an earlier one is no evidence
+    for a refusal: else the first acknowledgement after an outage would speak against all that waited through
+    it.
+    """
 
     def __init__(self) -> None:
         """Start with nothing acknowledged."""
         self._acknowledged = 0
-        self._marks: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._era = 0
+        self._marks: OrderedDict[int, _Mark] = OrderedDict()
 
     @property
     def acknowledged(self) -> int:
@@ -43,10 +64,22 @@ class Evidence:
         """
         begun: list[int] = []
         for each in claimed:
-            known = self._marks.get(each.receipt.request_id)
-            if known is None or known[1] != each.counted_since_ms:
-                self._marks[each.receipt.request_id] = (self._acknowledged, each.counted_since_ms)
-                begun.append(each.receipt.request_id)
+            request_id = each.receipt.request_id
+            known = self._marks.get(request_id)
+            # A first refusal begins the lifetime as well, but is no replay.
+            replayed = known is not None and known.counted_since_ms != each.counted_since_ms
+            if known is None or (replayed and not each.receipt.refusals):
+                self._marks[request_id] = _Mark(
+                    self._acknowledged, each.counted_since_ms, self._era, self._acknowledged
+                )
+                begun.append(request_id)
+                continue
+            known.counted_since_ms = each.counted_since_ms
+            if known.era != self._era:
+                known.era = self._era
+                if not each.receipt.refusals:
+                    # One that was refused by evidence before has been judged by itself already.
+                    known.since = self._acknowledged
         while len(self._marks) > MAX_MARKS:
             # Forgetting makes the next attempt count as the first: later blame, never a wrong one.
             self._marks.popitem(last=False)
@@ -58,10 +91,22 @@ class Evidence:
             self._acknowledged += 1
             self._marks.pop(request_id, None)
 
-    def against(self, request_id: int) -> bool:
+    def begin_era(self) -> None:
+        """The account itself is in question: what was tried so far proves nothing against a receipt."""
+        self._era += 1
+
+    def others_succeeded(self, request_id: int) -> bool:
         """Whether another receipt was acknowledged since this one's first attempt."""
         mark = self._marks.get(request_id)
-        return mark is not None and self._acknowledged > mark[0]
+        return mark is not None and self._acknowledged > mark.first
+
+    def against(self, request_id: int) -> bool:
+        """Whether another receipt was acknowledged since this one's first attempt in this era.
+
+        Then it is to blame.
+        """
+        mark = self._marks.get(request_id)
+        return mark is not None and mark.era == self._era and self._acknowledged > mark.since
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +169,10 @@ class Suspects:
         return Halving(left, halving.right)
 
     def close(self, halving: Halving) -> None:
-        """What came of a group that was taken out is known: it is not suspect any more, unless accused again."""
+        """What came of a group that was taken out is known.
+
+        It is not suspect any more, unless accused again.
+        """
         self._ids.difference_update(halving.left, halving.right)
 
     def _push(self, halving: Halving) -> None:

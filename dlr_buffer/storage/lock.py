@@ -19,7 +19,7 @@ class QueueLock:
     def __init__(self, database: Path) -> None:
         """Take the lock file ``<database>.lock``."""
         # Another name of the same file must not give another lock.
-        database = database.resolve()
+        database = Path(os.path.realpath(database))
         self.path = database.with_name(database.name + ".lock")
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,7 +1,7 @@
 """Since when each account's oldest waiting message waits: a slow walk, for `status`.
 
-No index can tell it (one would have to change with every report), so it is looked for in small steps, and what is found
-is looked at again by its key alone.
+No index can tell it (one would have to change with every report), so it is looked for in small steps, and
+what is found is looked at again by its key alone.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _WINDOW = (
 class OldestWaiting:
     """Remembers where each account's oldest waiting message is.
 
-    Messages only ever become final and new ones get higher numbers, so each account's mark only moves on: to its
-    oldest waiting message, or past what was looked at.
+    Messages only ever become final and new ones get higher numbers, so each account's mark only moves on: to
+    its oldest waiting message, or past what was looked at.
     """
 
     def __init__(self) -> None:

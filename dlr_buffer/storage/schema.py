@@ -123,7 +123,7 @@ receipts = Table(
     Column("attempts", Integer, nullable=False),
     Column("refusals", Integer, nullable=False),
     Column("created_at", Integer, nullable=False),
-    # since when its lifetime counts: creation, or the last retry or release
+    # since when its lifetime counts: its first refusal, or the last retry or release (before that: creation)
     Column("counted_since", Integer, nullable=False),
     Column("next_attempt_at", Integer, nullable=True),
     # when it was acknowledged, superseded or given up

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, case, select, update
 
 from dlr_buffer.receipts import (
     Acknowledged,
@@ -127,6 +127,9 @@ _REFUSE = (
         settled_at=bindparam("b_settled_at"),
         next_attempt_at=bindparam("b_next_attempt_at"),
         refusals=schema.receipts.c.refusals + 1,
+        counted_since=case(
+            (schema.receipts.c.refusals == 0, bindparam("b_now")), else_=schema.receipts.c.counted_since
+        ),
         attempts=schema.receipts.c.attempts + bindparam("b_attempts"),
         error_code=bindparam("b_code"),
         error_title=bindparam("b_title"),
@@ -185,7 +188,6 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
     tx.ended.update(dict.fromkeys(settlement.returned, int(settlement.sent)))
     overtaken = [each for each in settlement.returned if tx.overtaken(each)]
     tx.mark_superseded([(each, account_id, schema.PENDING) for each in overtaken], now)
-    superseded += len(overtaken)
     gone = set(overtaken)
     kept = [each for each in settlement.returned if each not in gone]
 
@@ -199,7 +201,7 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
     tx.events["refused"] += len(settlement.refused)
     tx.events["dead"] += dead
     tx.events["superseded"] += superseded
-    return Settled(acknowledged, len(settlement.refused) - dead, dead, superseded)
+    return Settled(acknowledged, len(settlement.refused) - dead, dead, superseded + len(overtaken))
 
 
 def give_back(claims: Claims, account_id: int, request_ids: Sequence[int], *, sent: bool) -> None:
@@ -250,7 +252,8 @@ def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
             fate = after_refusal(
                 refusals=refusals,
                 max_refusals=policy.max_refusals,
-                counted_since_ms=row.counted_since,
+                # It lives from its first refusal on: what came before was not its own.
+                counted_since_ms=row.counted_since if row.refusals else now,
                 lifetime_ms=policy.lifetime_ms,
                 now_ms=now,
                 backoff_ms=policy.backoff_ms(refusals),
@@ -264,6 +267,7 @@ def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
             {
                 "b_request_id": row.request_id,
                 "b_status": status,
+                "b_now": now,
                 "b_settled_at": None if status == schema.PENDING else now,
                 "b_next_attempt_at": next_attempt_at,
                 "b_attempts": 1 + tx.claims.unwritten_attempts(row.request_id),

@@ -169,6 +169,7 @@ def _move(  # noqa: PLR0913 - one private step of three actions
             }
         )
         tx.move_receipts(row.account_id, row.status, status)
+        tx.events["superseded"] += status == schema.SUPERSEDED
         if status == schema.PENDING:
             tx.fresh[row.account_id] += 1
             _reconsider_later(tx, row.account_id, row.request_id)
@@ -220,7 +221,10 @@ def _remove_receipts(tx: Transaction, rows: Sequence[tuple[int, int, int]]) -> N
 def choose_messages(
     connection: Connection, claims: Claims, names: Sequence[tuple[int, str]], *, delete_them: bool
 ) -> tuple[list[MessageRow], Counted]:
-    """Which messages can be deleted (none with a receipt in flight), or else expired (those without final state)."""
+    """Which messages can be deleted (none with a receipt in flight).
+
+    Or else expired (those without final state).
+    """
     rows = list(known_by_account(connection, names).values())
     if not delete_them:
         taken = [row for row in rows if row.state < schema.FIRST_FINAL]

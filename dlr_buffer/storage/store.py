@@ -70,6 +70,7 @@ from dlr_buffer.storage.transaction import QueueNumbers, Transaction
 from dlr_buffer.storage.writer import Committed, Lane, Writer
 
 READERS: Final = 2
+INTERRUPT_EVERY_S: Final = 0.05
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -199,6 +200,8 @@ class SqliteStore:
         now_ms: Callable[[], int],
         loop: asyncio.AbstractEventLoop,
     ) -> SqliteStore:
+        # SQLite keeps its log beside the file itself, not beside a symbolic link to it; so do we look there.
+        path = Path(os.path.realpath(path))
         if path.is_dir():
             raise StoreUnavailable(f"{path} is a directory; [database] url must name a file", fatal=True)
         if not path.parent.is_dir():
@@ -262,18 +265,26 @@ class SqliteStore:
     async def close(self) -> None:
         """Finish every submitted command, checkpoint, close, and let another process have the queue."""
         self._closing = True
+        await self._stop_reading()
         await self._writer.stop()
-        for connection in self._reader_connections:
-            # A list that takes long must not hold up the end.
-            interrupt = getattr(connection.connection.dbapi_connection, "interrupt", None)
-            if interrupt is not None:
-                interrupt()
-        for threads in (self._lists, self._looks):
-            await asyncio.to_thread(threads.shutdown, wait=True, cancel_futures=True)
+        self._lock.release()
+
+    async def _stop_reading(self) -> None:
+        """Break off what is being read: a list that takes long must hold up neither the end nor the checkpoint."""
+        ends = [
+            asyncio.create_task(asyncio.to_thread(threads.shutdown)) for threads in (self._lists, self._looks)
+        ]
+        reading: set[asyncio.Task[None]] = set(ends)
+        while reading:
+            # Again and again: between two queries of one list it has no effect.
+            for connection in list(self._reader_connections):
+                interrupt = getattr(connection.connection.dbapi_connection, "interrupt", None)
+                if interrupt is not None:
+                    interrupt()
+            _, reading = await asyncio.wait(ends, timeout=INTERRUPT_EVERY_S)
         for connection in self._reader_connections:
             connection.close()
         self._reader_connections.clear()
-        self._lock.release()
 
     @property
     def trouble(self) -> str | None:
@@ -495,7 +506,9 @@ class SqliteStore:
             return {name: at for name, at in found.items() if at is not None}
 
         pending = await self._look(read)
-        waiting = {self._names[account_id]: at for account_id, at in self._oldest_waiting.found.items()}
+        # In one go: a reader's thread may be looking on meanwhile.
+        found = list(self._oldest_waiting.found.items())
+        waiting = {self._names[account_id]: at for account_id, at in found}
         return QueueOldest(pending, waiting)
 
     async def look_for_oldest(self) -> None:
@@ -508,6 +521,13 @@ class SqliteStore:
         await self._read(lambda connection: self._oldest_waiting.step(connection, waiting))
 
     # The flusher's Outbox
+
+    async def start_over(self, account: str) -> None:
+        """Look for fresh receipts of this account from the oldest on, whatever was passed over before."""
+        account_id = self._account_id(account)
+        await self._writer.submit(
+            Lane.CLAIM, read=lambda _connection: self._writer.claims.reconsider(account_id, 0)
+        )
 
     async def claim(
         self,
@@ -771,6 +791,7 @@ class SqliteStore:
 
     async def _run(self, threads: ThreadPoolExecutor, query: Callable[[Connection], _T]) -> _T:
         def run() -> _T:
+            self._require_open()
             connection: Connection | None = getattr(self._reader_local, "connection", None)
             with translated(self.path):
                 if connection is None:
@@ -779,9 +800,12 @@ class SqliteStore:
                     self._reader_connections.append(connection)
                 return query(connection)
 
+        self._require_open()
+        return await asyncio.get_running_loop().run_in_executor(threads, run)
+
+    def _require_open(self) -> None:
         if self._closing:
             raise StoreUnavailable("the daemon is stopping; try again when it runs again")
-        return await asyncio.get_running_loop().run_in_executor(threads, run)
 
     def _find_messages(
         self, connection: Connection, narrow: MessageFilter, after: int, limit: int

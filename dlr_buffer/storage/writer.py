@@ -376,7 +376,8 @@ class Writer:
         try:
             _busy, logged, done = connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").one()
             if logged == done:
-                # Without this the file stays large. A reader that still looks into the log is not waited for: the
+                # Without this the file stays large. A reader that still looks into the log is not waited for:
+                # the
                 # next group tries again.
                 connection.exec_driver_sql("PRAGMA busy_timeout = 0")
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -31,15 +31,17 @@ class ScriptedStore:
     mark: ClockMark = field(default_factory=Mark)
     chunks: list[Swept] = field(default_factory=list)
     swept_at: list[int] = field(default_factory=list)
+    looked_first: list[bool] = field(default_factory=list)
     kept: int = 0
     clock: FakeClock | None = None
     leap_after_chunk: int = 0
     hold: asyncio.Event | None = None
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def expire_chunk(self, now_ms: int) -> Swept:
+    async def expire_chunk(self, now_ms: int, *, look_first: bool) -> Swept:
         """Do the next thing of the script."""
         self.swept_at.append(now_ms)
+        self.looked_first.append(look_first)
         self.reached.set()
         if self.hold is not None:
             await self.hold.wait()
@@ -99,12 +101,13 @@ def test_the_clock_is_judged(
 
 @on_loop
 async def test_a_sweep_goes_on_until_nothing_is_due() -> None:
-    """All chunks are taken in one sweep, and what they expired is added up."""
+    """All chunks are taken in one sweep, and what they expired is added up; only the first may find nothing."""
     clock = FakeClock()
     store = ScriptedStore(chunks=[Swept(250, more=True), Swept(0, more=True), Swept(7)])
     expiry = Expiry(store, clock)
     assert await expiry.sweep() == 257
     assert store.swept_at == [clock.now_ms()] * 3
+    assert store.looked_first == [True, False, False]
     assert expiry.last_sweep_at_ms == clock.now_ms()
 
 
@@ -238,14 +241,59 @@ async def test_a_reboot_does_not_excuse_a_leap() -> None:
 
 @on_loop
 async def test_the_mark_is_kept_once_a_minute() -> None:
-    """Sweeping each second does not write each second, but a moved clock is written at once."""
+    """Sweeping each second does not write each second; within a boot the time moves on and the offset is kept."""
     clock = FakeClock()
     store = ScriptedStore()
     expiry = Expiry(store, clock)
-    for _ in range(120):
-        await expiry.sweep()
+    await expiry.sweep()
+    first = store.mark
+    for _ in range(119):
         clock.advance(1000)
+        await expiry.sweep()
     assert store.kept == 2
     clock.leap(5000)
     await expiry.sweep()
+    assert store.kept == 2, "a small leap is no reason to write"
+    clock.advance(1000)
+    await expiry.sweep()
     assert store.kept == 3
+    assert store.mark == Mark(first.boot_id, first.offset_ms, clock.now_ms())
+    clock.reboot("boot-2", after_ms=MINUTE)
+    await expiry.sweep()
+    assert store.mark == Mark("boot-2", clock.now_ms(), clock.now_ms()), "another boot has another offset, at once"
+
+
+@pytest.mark.parametrize("way", [1, -1])
+@pytest.mark.parametrize("restarted", [False, True])
+@on_loop
+async def test_many_small_leaps_are_one_large_one(way: int, restarted: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Leaps of 50 minutes, each of which would pass, add up to an alarm, over restarts of the daemon too."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    await expiry.sweep()
+    for leap in range(3):
+        # Long enough for the mark to be written, and for a leap back not to fall behind it.
+        clock.advance(HOUR)
+        await expiry.sweep()
+        clock.advance(HOUR)
+        clock.leap(way * 50 * MINUTE)
+        if restarted:
+            expiry = Expiry(store, clock)
+        await expiry.sweep()
+        assert (expiry.stop_reason is not None) == (leap > 0)
+    assert expiry.stop_reason is not None
+    assert ("forward" if way > 0 else "back") in expiry.stop_reason
+
+
+@on_loop
+async def test_the_clock_is_judged_for_others_too() -> None:
+    """`believed_now` is the wall time, and None as long as expiry is stopped, whoever asks first."""
+    clock = FakeClock()
+    expiry = Expiry(ScriptedStore(), clock)
+    assert await expiry.believed_now() == clock.now_ms()
+    clock.leap(72 * HOUR)
+    assert await expiry.believed_now() is None
+    assert expiry.stopped_since_ms == clock.now_ms()
+    clock.leap(-72 * HOUR)
+    assert await expiry.believed_now() == clock.now_ms()

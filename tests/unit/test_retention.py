@@ -15,6 +15,18 @@ from tests.loops import on_loop
 DAY = 86_400_000
 
 
+@dataclass(slots=True)
+class Judged:
+    """What expiry says of the clock."""
+
+    clock: FakeClock
+    believed: bool = True
+
+    async def now(self) -> int | None:
+        """The time, if the script believes it."""
+        return self.clock.now_ms() if self.believed else None
+
+
 @dataclass(frozen=True, slots=True)
 class Purged:
     """What one chunk removed."""
@@ -60,7 +72,7 @@ async def test_the_walk_covers_every_window(caplog: pytest.LogCaptureFixture) ->
     """Windows follow each other to the end, empty ones are not purged, and lost dead letters are logged."""
     clock = FakeClock()
     store = ScriptedStore([([1, 2, 3], 3), ([], 9), ([10], None)], bereft=[500, 2])
-    retention = Retention(store, clock, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
+    retention = Retention(store, Judged(clock).now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
     with caplog.at_level(logging.INFO):
         assert await retention.sweep() == 4
     now = clock.now_ms()
@@ -76,10 +88,22 @@ async def test_settings_are_replaced_at_a_reload(caplog: pytest.LogCaptureFixtur
     """The next sweep goes by the settings given meanwhile, and a sweep that removes nothing says nothing."""
     clock = FakeClock()
     store = ScriptedStore([([], None), ([], None)])
-    retention = Retention(store, clock, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
+    retention = Retention(store, Judged(clock).now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
     with caplog.at_level(logging.INFO):
         assert await retention.sweep() == 0
         retention.settings = RetentionSettings(acknowledged_ms=DAY, dead_ms=2 * DAY)
         assert await retention.sweep() == 0
     assert store.asked[1] == (0, clock.now_ms() - DAY, clock.now_ms() - 2 * DAY)
     assert not caplog.text
+
+
+@on_loop
+async def test_nothing_is_removed_by_a_clock_that_cannot_be_believed() -> None:
+    """While the clock is not believed the database is not even asked; afterwards retention goes on."""
+    judged = Judged(FakeClock(), believed=False)
+    store = ScriptedStore([([1], None)])
+    retention = Retention(store, judged.now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
+    assert await retention.sweep() == 0
+    assert (store.asked, store.purged, store.bereft_before) == ([], [], [])
+    judged.believed = True
+    assert await retention.sweep() == 1

@@ -210,7 +210,7 @@ class Bench:
         """Report a state of messages in one call; returns the request_ids."""
         outcomes = await self.queue.report(*((each, state) for each in message_ids))
         if wake:
-            self.flusher.wake()
+            self.flusher.arrived(len(message_ids))
         return [each.receipt.request_id for each in outcomes if getattr(each, "receipt", None) is not None]  # type: ignore[union-attr]
 
     async def fill(self, rows: int, prefix: str = "m") -> list[int]:

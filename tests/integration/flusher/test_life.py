@@ -128,7 +128,7 @@ async def test_a_fault_of_ours_strands_nothing(
     """
     async with flushing(path, flush_settings(concurrency=2)) as bench:
         faulty = True
-        conclude = bench.flusher._conclude
+        conclude = bench.flusher._judge._conclude
 
         def fail(receipts: Sequence[Receipt]) -> Answer:
             if faulty and where == "send":
@@ -140,7 +140,7 @@ async def test_a_fault_of_ours_strands_nothing(
                 raise ValueError(CANARY)
             return conclude(*args)
 
-        monkeypatch.setattr(bench.flusher, "_conclude", conclude_or_fail)
+        monkeypatch.setattr(bench.flusher._judge, "_conclude", conclude_or_fail)
         bench.upstream.answer = fail
         await bench.fill(10)
         await bench.idle()

@@ -6,23 +6,39 @@ from pathlib import Path
 
 import pytest
 
-from dlr_buffer.errors import Overloaded, StorageFull
+from dlr_buffer.errors import NotFound, Overloaded, StorageFull
+from dlr_buffer.receipts import Reported
 from dlr_buffer.storage.writer import MAX_WAITING_ROWS, Lane
-from tests.integration.storage.harness import DELIVERED, opened, rows
+from tests.integration.storage.harness import DELIVERED, ENROUTE, VALIDITY, opened, rows
 from tests.loops import on_loop
 
 
 @on_loop
 async def test_below_min_free_only_registration_stops(path: Path) -> None:
-    """Registration is refused with what to do, while reports, deliveries and expiry go on."""
-    async with opened(path, min_free_bytes=2**62) as queue:
+    """Registration, by a first report too, is refused with what to do; reports, deliveries and expiry go on."""
+    async with opened(path) as queue:
+        await queue.register("m", "late", "twice")
+    async with opened(path, queue.clock, min_free_bytes=2**62) as queue:
         with pytest.raises(StorageFull, match=r"min_free.*free some space") as caught:
-            await queue.register("m")
+            await queue.register("new")
         assert caught.value.retry_after_s > 0
-        assert await queue.gone("m")
-        await queue.report_one("m", DELIVERED)
-        assert await queue.acknowledge_all() == 1
-        assert await queue.expire() == 0
+        new, known, again, once_more, rejected = await queue.report(
+            ("new", DELIVERED), ("m", DELIVERED), ("new", ENROUTE), ("twice", ENROUTE), ("twice", DELIVERED)
+        )
+        assert isinstance(new, StorageFull)
+        assert "min_free" in str(new)
+        assert isinstance(again, StorageFull)
+        for outcome in (known, once_more, rejected):
+            assert isinstance(outcome, Reported)
+        (unknown,) = await queue.report(("new", DELIVERED), may_register=False)
+        assert isinstance(unknown, NotFound), "where it would not be registered anyway, space is not to blame"
+        assert await queue.gone("new")
+        assert queue.store.trouble is None
+        assert await queue.acknowledge_all() == 2
+        queue.clock.advance(VALIDITY)
+        assert await queue.expire() == 1
+    async with opened(path, queue.clock) as queue:
+        await queue.report_one("new", DELIVERED)
 
 
 @on_loop

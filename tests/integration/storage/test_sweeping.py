@@ -35,8 +35,12 @@ from tests.loops import on_loop
 
 
 def retention(queue: Queue) -> Retention:
-    """Retention of 7 and 30 days over a queue."""
-    return Retention(queue.store, queue.clock, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
+    """Retention of 7 and 30 days over a queue, by a clock that is believed."""
+
+    async def now() -> int:
+        return queue.clock.now_ms()
+
+    return Retention(queue.store, now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
 
 
 @on_loop
@@ -285,6 +289,39 @@ async def test_a_long_walk_meets_every_chunk(path: Path) -> None:
         await queue.acknowledge_all()
         assert await retention(queue).sweep() == number
         assert rows(path, "SELECT count(*) FROM messages") == [(5,)]
+
+
+@on_loop
+async def test_looking_for_the_bereft_writes_nothing(path: Path) -> None:
+    """As long as no final message without receipts is old enough, looking for one commits nothing."""
+    async with opened(path) as queue:
+        await queue.act(ReceiptAction.DELETE, await queue.report_one("m", DELIVERED))
+        commits = queue.store.facts().commits
+        deleted_at = queue.clock.now_ms()
+        assert (await queue.store.purge_bereft(before_ms=deleted_at)).messages == 0
+        assert queue.store.facts().commits == commits
+        assert (await queue.store.purge_bereft(before_ms=deleted_at + 1)).messages == 1
+        assert queue.store.facts().commits == commits + 1
+        assert await queue.gone("m")
+
+
+@on_loop
+async def test_retention_stops_with_expiry(path: Path) -> None:
+    """A clock that leapt a year ahead purges nothing; once it is back, retention goes on by the right time."""
+    async with opened(path) as queue:
+        expiry = Expiry(queue.store, queue.clock)
+        walk = Retention(
+            queue.store, expiry.believed_now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY)
+        )
+        await queue.report_one("m", DELIVERED)
+        await queue.acknowledge_all()
+        assert await walk.sweep() == 0
+        queue.clock.leap(365 * DAY)
+        assert await walk.sweep() == 0
+        assert await queue.statuses("m") == [(DELIVERED, ACKNOWLEDGED)]
+        queue.clock.leap(-365 * DAY)
+        queue.clock.advance(7 * DAY + 1)
+        assert await walk.sweep() == 1
 
 
 @on_loop
