@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 import socket
 import threading
 
 from dlr_buffer.simulator import Hang, SimulatorSettings
 from dlr_buffer.simulator.server import Request
-from tests.acceptance.harness import Site, StandIn, threads
+from tests.acceptance.harness import Site, StandIn, eventually, threads
 
 SLOW = ["slow-1", "slow-2", "slow-3"]
 WAITING = [f"waiting-{number}" for number in range(50)]
@@ -136,3 +137,21 @@ def test_a_second_signal_is_harmless(site: Site) -> None:
     daemon.process.terminate()
     assert daemon.terminate() == 0
     assert "Traceback" not in site.log.read_text()
+
+
+def test_stop_in_the_middle_of_a_reload(site: Site) -> None:
+    """SIGTERM while a reload waits for the requests of accounts that leave still ends with 0 within 10 s."""
+    with StandIn(script=hang) as stand_in:
+        account = {"url": stand_in.url}
+        site.configure(stand_in.url, others={"leaving": account, "following": account})
+        daemon = site.start()
+        with site.client() as app:
+            for name in ("leaving", "following"):
+                app.report("hangs", "delivered", account=name)
+        stand_in.wait_for(lambda record: record.concurrent_requests == 2)
+        site.configure(stand_in.url)
+        daemon.process.send_signal(signal.SIGHUP)
+        eventually(site.log.read_text, lambda log: "following is not configured any more" in log)
+        assert daemon.terminate() == 0
+    assert "Traceback" not in site.log.read_text()
+    assert site.recount()["receipts"] == {"pending": 2}

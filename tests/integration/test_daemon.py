@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
@@ -32,6 +33,7 @@ from dlr_buffer.daemon import Daemon
 from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.health import HealthState
 from dlr_buffer.simulator import Hang, Request, Simulator, SimulatorSettings
+from dlr_buffer.storage.writer import Lane
 from tests.clocks import FakeClock
 from tests.integration.storage.conftest import migrated, path
 from tests.loops import on_loop
@@ -418,6 +420,107 @@ async def test_a_database_that_failed_ends_the_daemon(site: Site) -> None:
         assert "disk I/O error" in answer.text
         body = {"message_id": "m", "message_state": "delivered"}
         assert (await site.call("POST", "/v1/receipts", body, admin=False)).status_code == 503
+
+
+@on_loop
+async def test_commits_that_fail_make_the_daemon_unhealthy(site: Site) -> None:
+    """While another program keeps the write lock /healthz says so, and is well again after the next commit."""
+    async with site.running() as daemon:
+        daemon._scheduler.pause()
+        await daemon.expiry.sweep()
+        connection = daemon.store._writer._connection
+        assert connection is not None
+        await daemon.store._writer.submit(
+            Lane.SETTLE, run=lambda _tx: connection.exec_driver_sql("PRAGMA busy_timeout = 1").close()
+        )
+        with closing(sqlite3.connect(site.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert daemon.problems() == ()
+            refused = await site.call("POST", "/v1/messages", {"message_id": "m"}, admin=False)
+            assert refused.status_code == 503
+            (problem,) = daemon.problems()
+            assert "the last commit failed" in problem
+            assert "locked by another program" in problem
+            assert daemon.facts().alarms == (problem,)
+            answer = await site.call("GET", "/healthz", admin=False)
+            assert answer.status_code == 503
+            assert "locked by another program" in (await site.call("GET", "/healthz")).text
+            other.execute("ROLLBACK")
+        assert (await site.call("POST", "/v1/messages", {"message_id": "m"}, admin=False)).status_code == 201
+        assert daemon.problems() == ()
+        assert (await site.call("GET", "/healthz", admin=False)).status_code == 200
+        assert not daemon.failed.is_set()
+
+
+@on_loop
+async def test_an_old_receipt_raises_an_alarm_and_stays(site: Site) -> None:
+    """A receipt that waits longer than its account's `lifetime` is an alarm; it is neither killed nor an illness."""
+    day = 24 * HOUR
+    short = site.account("short", retry=RetrySettings(lifetime_ms=day))
+    async with site.running(site.configuration(site.account(), short)) as daemon:
+        daemon._scheduler.pause()
+        for name in ("default", "short"):
+            await daemon.flusher.pause(name)
+            await site.report("m", account=name)
+        site.clock.advance(day)
+        await daemon._housekeeping()
+        assert daemon.facts().alarms == ()
+        site.clock.advance(1)
+        (alarm,) = daemon.facts().alarms
+        assert (
+            "account short: its oldest receipt has waited to be sent since 2027-01-15T08:00:00.000Z" in alarm
+        )
+        assert daemon.problems() == ()
+        await daemon.reload(site.configuration())
+        assert not any("oldest receipt" in each for each in daemon.facts().alarms), (
+            "removed: the default lifetime"
+        )
+        site.clock.advance(6 * day)
+        await daemon._housekeeping()
+        old = [each for each in daemon.facts().alarms if "oldest receipt" in each]
+        assert [each.split(":")[0] for each in old] == ["account default", "account short"]
+        assert pending(daemon, "default") == pending(daemon, "short") == 1
+        ids = [receipt["request_id"] for receipt in (await site.call("GET", "/v1/receipts")).json()["items"]]
+        await site.call("POST", "/v1/receipts/delete", {"request_ids": ids})
+        await daemon._housekeeping()
+        assert not any("oldest receipt" in each for each in daemon.facts().alarms)
+
+
+@on_loop
+async def test_below_min_free_a_first_report_is_507(site: Site) -> None:
+    """Without space an unknown message is not registered by its report, and the others of a bulk are queued."""
+    async with site.running() as daemon:
+        await daemon.flusher.pause("default")
+        await site.call("POST", "/v1/messages", {"message_id": "known"}, admin=False)
+    full = replace(
+        site.configuration(), database=DatabaseSettings(f"sqlite:///{site.database}", min_free_bytes=2**62)
+    )
+    async with site.running(full):
+        body = {"message_id": "unknown", "message_state": "delivered"}
+        single = await site.call("POST", "/v1/receipts", body, admin=False)
+        assert (single.status_code, single.json()["code"]) == (507, "storage-full")
+        assert "Retry-After" in single.headers
+        bulk = await site.call("POST", "/v1/receipts", [body, body | {"message_id": "known"}], admin=False)
+        assert (bulk.status_code, bulk.json()["queued"]) == (200, 1)
+        assert [(each["index"], each["code"]) for each in bulk.json()["errors"]] == [(0, "storage-full")]
+
+
+@on_loop
+async def test_a_stopped_clock_stops_retention(site: Site) -> None:
+    """The daemon's retention goes by the clock that expiry believes: after a leap it removes nothing."""
+    async with Simulator() as simulator:
+        site.url = simulator.url
+        async with site.running() as daemon:
+            daemon._scheduler.pause()
+            await daemon.expiry.sweep()
+            await site.report("m")
+            await eventually(lambda: not pending(daemon))
+            site.clock.leap(9000 * HOUR)
+            assert await daemon.retention.sweep() == 0
+            assert any("expiry is stopped" in alarm for alarm in daemon.facts().alarms)
+            assert (await site.call("GET", "/v1/messages/m")).status_code == 200
+            await site.call("POST", "/v1/expiry/resume")
+            assert await daemon.retention.sweep() == 1
 
 
 @on_loop

@@ -260,7 +260,9 @@ async def test_the_mark_is_kept_once_a_minute() -> None:
     assert store.mark == Mark(first.boot_id, first.offset_ms, clock.now_ms())
     clock.reboot("boot-2", after_ms=MINUTE)
     await expiry.sweep()
-    assert store.mark == Mark("boot-2", clock.now_ms(), clock.now_ms()), "another boot has another offset, at once"
+    assert store.mark == Mark("boot-2", clock.now_ms(), clock.now_ms()), (
+        "another boot has another offset, at once"
+    )
 
 
 @pytest.mark.parametrize("way", [1, -1])

@@ -72,7 +72,9 @@ async def test_the_walk_covers_every_window(caplog: pytest.LogCaptureFixture) ->
     """Windows follow each other to the end, empty ones are not purged, and lost dead letters are logged."""
     clock = FakeClock()
     store = ScriptedStore([([1, 2, 3], 3), ([], 9), ([10], None)], bereft=[500, 2])
-    retention = Retention(store, Judged(clock).now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
+    retention = Retention(
+        store, Judged(clock).now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY)
+    )
     with caplog.at_level(logging.INFO):
         assert await retention.sweep() == 4
     now = clock.now_ms()
@@ -88,7 +90,9 @@ async def test_settings_are_replaced_at_a_reload(caplog: pytest.LogCaptureFixtur
     """The next sweep goes by the settings given meanwhile, and a sweep that removes nothing says nothing."""
     clock = FakeClock()
     store = ScriptedStore([([], None), ([], None)])
-    retention = Retention(store, Judged(clock).now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY))
+    retention = Retention(
+        store, Judged(clock).now, RetentionSettings(acknowledged_ms=7 * DAY, dead_ms=30 * DAY)
+    )
     with caplog.at_level(logging.INFO):
         assert await retention.sweep() == 0
         retention.settings = RetentionSettings(acknowledged_ms=DAY, dead_ms=2 * DAY)

@@ -107,7 +107,8 @@ def test_a_look_up_shows_receipts_with_their_history(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "status"), [("3", 404), ("0", 422), ("01", 422), ("x", 422), ("9" * 30, 422)]
+    ("raw", "status"),
+    [("3", 404), ("0", 422), ("01", 422), ("x", 422), ("9" * 19, 404), ("1" + "0" * 19, 422)],
 )
 def test_a_receipt_that_cannot_be_looked_up(api: Api, raw: str, status: int) -> None:
     """An id that we never give is invalid, another one that is not there is 404."""
@@ -259,6 +260,18 @@ def test_receipts_are_held_released_retried_and_deleted(api: Api) -> None:
     gone = api.call("POST", "/v1/receipts/delete", {"request_ids": ["1", "2"]}).json
     assert (gone["changed"], gone["in_flight"]) == (1, 1)
     assert list(api.store.receipts) == [1]
+
+
+def test_ids_of_nineteen_digits(api: Api) -> None:
+    """A queue whose ids begin far from 1 is looked up and steered like any other."""
+    report(api, "1", "delivered")
+    long = 10**18
+    api.store.history[long] = api.store.history[1]
+    api.store.receipts[long] = replace(api.store.receipts.pop(1), request_id=long)
+    assert api.call("GET", f"/v1/receipts/{long}").json["request_id"] == str(long)
+    done = api.call("POST", "/v1/receipts/hold", {"request_ids": [str(long), "9" * 19]}).json
+    assert (done["changed"], done["skipped"]) == (1, 1)
+    assert api.call("POST", "/v1/receipts/hold", {"request_ids": ["1" + "0" * 19]}).status == 422
 
 
 def test_a_dry_run_only_counts(api: Api) -> None:

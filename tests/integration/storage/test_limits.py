@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dlr_buffer.errors import NotFound, Overloaded, StorageFull
 from dlr_buffer.receipts import Reported
+from dlr_buffer.storage.transaction import Transaction
 from dlr_buffer.storage.writer import MAX_WAITING_ROWS, Lane
 from tests.integration.storage.harness import DELIVERED, ENROUTE, VALIDITY, opened, rows
 from tests.loops import on_loop
@@ -22,13 +25,13 @@ async def test_below_min_free_only_registration_stops(path: Path) -> None:
         with pytest.raises(StorageFull, match=r"min_free.*free some space") as caught:
             await queue.register("new")
         assert caught.value.retry_after_s > 0
-        new, known, again, once_more, rejected = await queue.report(
+        new, known, again, intermediate, final = await queue.report(
             ("new", DELIVERED), ("m", DELIVERED), ("new", ENROUTE), ("twice", ENROUTE), ("twice", DELIVERED)
         )
         assert isinstance(new, StorageFull)
         assert "min_free" in str(new)
         assert isinstance(again, StorageFull)
-        for outcome in (known, once_more, rejected):
+        for outcome in (known, intermediate, final):
             assert isinstance(outcome, Reported)
         (unknown,) = await queue.report(("new", DELIVERED), may_register=False)
         assert isinstance(unknown, NotFound), "where it would not be registered anyway, space is not to blame"
@@ -78,6 +81,39 @@ async def test_a_full_database_stores_nothing_and_recovers(path: Path) -> None:
         async with queue.hold_writer():
             connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
         assert len(await queue.register(*(f"m{n}" for n in range(5000)))) == 5000
+
+
+@on_loop
+async def test_trouble_is_known_until_the_next_commit(path: Path) -> None:
+    """While no commit succeeds `trouble` says why, even to those who submit nothing; one that does ends it."""
+    async with opened(path) as queue:
+
+        def trouble() -> str:
+            return queue.store.trouble or "none"
+
+        assert trouble() == "none"
+        connection = queue.store._writer._connection
+        assert connection is not None
+        async with queue.hold_writer():
+            connection.exec_driver_sql("PRAGMA busy_timeout = 1")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(2):
+                with pytest.raises(Overloaded, match="locked by another program"):
+                    await queue.register("m")
+                assert "locked by another program" in trouble()
+            assert queue.store.failure is None
+            other.execute("ROLLBACK")
+        await queue.register("m")
+        assert trouble() == "none"
+        with pytest.raises(NotFound):
+            await queue.store._writer.submit(Lane.ADMIN, run=refuse)
+        assert trouble() == "none", "one command's own error is no trouble of the database's"
+
+
+def refuse(_tx: Transaction) -> None:
+    """Fail as a command may."""
+    raise NotFound("nothing of that name")
 
 
 @on_loop

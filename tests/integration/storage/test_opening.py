@@ -94,6 +94,47 @@ async def test_a_second_daemon_is_refused_with_the_firsts_pid(path: Path) -> Non
         await queue.message("one")
 
 
+def test_another_name_of_the_queue_is_the_same_queue(path: Path, tmp_path: Path) -> None:
+    """Through a symbolic link to the file, or to its folder, a second daemon is refused just so, either way round."""
+    link = tmp_path / "link.db"
+    link.symlink_to(path.name)
+    folder = tmp_path / "elsewhere"
+    folder.symlink_to(tmp_path, target_is_directory=True)
+    names = (path, link, folder / path.name, folder / "link.db")
+    for first in names:
+        held = QueueLock(first)
+        for second in names:
+            with pytest.raises(StoreUnavailable, match="holds the queue"):
+                QueueLock(second)
+        held.release()
+    assert not link.with_name("link.db.lock").exists()
+
+
+@on_loop
+async def test_the_log_of_a_linked_queue_is_found(path: Path, tmp_path: Path) -> None:
+    """Opened by a symbolic link, the log beside the file itself is the one that is measured and kept small."""
+    link = tmp_path / "linked" / "queue.db"
+    link.parent.mkdir()
+    link.symlink_to(path)
+    async with opened(link) as queue:
+        await queue.register("m")
+        assert queue.store.facts().wal_bytes == path.with_name("queue.db-wal").stat().st_size > 0
+        highest = 0
+        for chunk in range(30):
+            await queue.register(*(f"{chunk}-{n}-{'x' * 200}" for n in range(1000)))
+            highest = max(highest, queue.store.facts().wal_bytes)
+        assert queue.store.facts().checkpoints >= 1
+        assert highest < 14 * 2**20
+    assert [each.name for each in link.parent.iterdir()] == ["queue.db"]
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    """A symbolic link that leads nowhere but to itself is refused with its name."""
+    loop = tmp_path / "queue.db"
+    loop.symlink_to(loop.name)
+    assert str(loop) in refused(loop)
+
+
 def test_a_killed_daemon_leaves_no_lock(path: Path) -> None:
     """The lock is the kernel's: a process killed with SIGKILL does not keep the next one out."""
     holder = subprocess.Popen(

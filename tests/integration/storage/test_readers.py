@@ -70,7 +70,7 @@ def assert_told(event: threading.Event) -> None:
 
 @on_loop
 async def test_closing_breaks_off_what_is_read(path: Path) -> None:
-    """Long lists, and those that wait behind them, are refused at the end, before the last checkpoint needs them gone."""
+    """Long lists and those that wait behind them are refused at the end, before the last checkpoint."""
     writes_still: list[bool] = []
 
     def long(connection: Connection) -> None:

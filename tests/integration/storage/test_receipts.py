@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from dlr_buffer.errors import StoreUnavailable
 from dlr_buffer.receipts import Cut, Receipt, ReceiptAction, RefusalPolicy, Settled
+from dlr_buffer.selection import MessageAction
 from dlr_buffer.storage.writer import Lane
 from tests.integration.storage.harness import (
     ACCEPTED,
@@ -19,9 +21,12 @@ from tests.integration.storage.harness import (
     ENROUTE,
     HOUR,
     PENDING,
+    POLICY,
     SUPERSEDED,
     UNKNOWN,
+    VALIDITY,
     WRONG,
+    Queue,
     crash_copy,
     opened,
 )
@@ -347,7 +352,7 @@ async def test_one_in_a_batch_is_refused(path: Path) -> None:
 
 @on_loop
 async def test_age_alone_never_kills(path: Path) -> None:
-    """Far beyond its lifetime a receipt that was never refused is still sent; its first refusal then ends it."""
+    """Far beyond its lifetime a receipt that was never refused is still sent, and lives from its first refusal on."""
     async with opened(path) as queue:
         one = await queue.report_one("m", DELIVERED)
         queue.clock.advance(60 * DAY)
@@ -356,6 +361,12 @@ async def test_age_alone_never_kills(path: Path) -> None:
             await queue.settle(returned=[one])
         assert await queue.status(one) is PENDING
         await queue.claim()
+        await queue.settle(refused=[one])
+        assert await queue.status(one) is PENDING
+        queue.clock.advance(POLICY.lifetime_ms)
+        claim = await queue.claim_due()
+        assert claim.claimed is not None
+        assert claim.claimed.counted_since_ms == queue.clock.now_ms() - POLICY.lifetime_ms
         await queue.settle(refused=[one])
         assert await queue.status(one) is DEAD
 
@@ -366,6 +377,8 @@ async def test_retry_and_release_restart_the_lifetime(path: Path) -> None:
     async with opened(path) as queue:
         for action, name in ((ReceiptAction.RETRY, "retried"), (ReceiptAction.RELEASE, "released")):
             one = await queue.report_one(name, DELIVERED)
+            assert await queue.claim() == [one]
+            await queue.settle(refused=[one])
             if action is ReceiptAction.RELEASE:
                 await queue.act(ReceiptAction.HOLD, one)
             queue.clock.advance(8 * DAY)
@@ -484,3 +497,78 @@ async def test_request_ids_are_never_reused(path: Path) -> None:
         assert await queue.store.receipt(two) is None
     async with opened(path) as queue:
         assert await queue.report_one("c", DELIVERED) == 3
+
+
+@dataclass(slots=True)
+class Superseded:
+    """How many receipts a test has seen superseded, compared with what the queue and the metrics count."""
+
+    queue: Queue
+    expected: int = 0
+
+    def more(self, number: int) -> None:
+        """So many more than before."""
+        self.expected += number
+        assert self.queue.store.counts().receipts["default"]["superseded"] == self.expected
+        assert self.queue.heard.events["superseded"] == self.expected
+
+
+@on_loop
+async def test_each_that_waits_is_counted_once_when_superseded(path: Path) -> None:
+    """Pending, held, backing off, in one transaction, by expiry or by a retry: the metrics count each exactly once."""
+    async with opened(path) as queue:
+        superseded = Superseded(queue)
+        await queue.report_one("pending", ENROUTE)
+        await queue.report_one("pending", ACCEPTED)
+        superseded.more(1)
+        await queue.act(ReceiptAction.HOLD, await queue.report_one("held", ENROUTE))
+        await queue.report_one("held", ACCEPTED)
+        superseded.more(1)
+        await queue.report(("together", ENROUTE), ("together", ACCEPTED), ("together", DELIVERED))
+        superseded.more(2)
+        await queue.acknowledge_all()
+        backing_off = await queue.report_one("backing off", ENROUTE)
+        await queue.claim()
+        await queue.settle(refused=[backing_off])
+        await queue.report_one("backing off", DELIVERED)
+        superseded.more(1)
+        dead = await queue.kill("dead", ENROUTE)
+        await queue.report_one("dead", ACCEPTED)
+        superseded.more(0)
+        await queue.act(ReceiptAction.RETRY, dead)
+        superseded.more(1)
+        await queue.report_one("by an admin", ENROUTE)
+        await queue.act_on_messages(MessageAction.EXPIRE, "by an admin")
+        superseded.more(1)
+        await queue.acknowledge_all()
+        await queue.act(ReceiptAction.HOLD, await queue.report_one("expires", ENROUTE))
+        queue.clock.advance(VALIDITY)
+        assert await queue.expire() > 1
+        superseded.more(1)
+
+
+@on_loop
+async def test_each_in_flight_is_counted_once_when_superseded(path: Path, tmp_path: Path) -> None:
+    """Overtaken on the wire, a receipt counts when it comes back, or when a crash has left it behind; never twice."""
+    copy = tmp_path / "after.db"
+    async with opened(path) as queue:
+        superseded = Superseded(queue)
+        names = ("refused", "returned", "answered", "left")
+        for name in names:
+            await queue.report_one(name, ENROUTE)
+        refused, returned, answered, left = await queue.claim()
+        for name in names:
+            await queue.report_one(name, DELIVERED)
+        superseded.more(0)
+        await queue.settle(refused=[refused])
+        superseded.more(1)
+        await queue.settle(returned=[returned])
+        superseded.more(1)
+        await queue.settle(acknowledged=[answered])
+        superseded.more(0)
+        crash_copy(path, copy)
+    async with opened(copy, queue.clock) as after:
+        assert await after.status(left) is PENDING
+        await after.claim()
+        assert await after.status(left) is SUPERSEDED
+        assert after.heard.events["superseded"] == 1

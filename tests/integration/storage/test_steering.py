@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pathlib import Path
 
@@ -63,7 +64,9 @@ async def test_each_action_on_each_status(path: Path, action: ReceiptAction) -> 
         }
         asked = [*ids.values(), 4711]
         expected = (len(taken), len(asked) - len(taken) - 1, 1)
+        commits = queue.store.facts().commits
         assert await queue.act(action, *asked, dry_run=True) == expected
+        assert queue.store.facts().commits == commits
         assert {name: await queue.receipt(each) for name, each in ids.items()} == before
         assert await queue.act(action, *asked) == expected
         for name, each in ids.items():
@@ -188,7 +191,9 @@ async def test_expiring_messages(path: Path) -> None:
         await queue.report_one("final", DELIVERED)
         names = ["waits", "held", "flies", "final", "unknown"]
         expire = MessageAction.EXPIRE
+        commits = queue.store.facts().commits
         assert await queue.act_on_messages(expire, *names, dry_run=True) == (3, 2, 0)
+        assert queue.store.facts().commits == commits
         assert (await queue.message("waits")).state is None
         assert await queue.act_on_messages(expire, *names) == (3, 2, 0)
         assert await queue.statuses("waits") == [(EXPIRED, PENDING)]
@@ -214,7 +219,9 @@ async def test_deleting_messages(path: Path) -> None:
         await queue.settle(returned=[2])
         names = ["waits", "dead", "bereft", "flies", "unknown"]
         delete = MessageAction.DELETE
+        commits = queue.store.facts().commits
         assert await queue.act_on_messages(delete, *names, dry_run=True) == (3, 1, 1)
+        assert queue.store.facts().commits == commits
         assert await queue.act_on_messages(delete, *names) == (3, 1, 1)
         assert [await queue.gone(name) for name in names] == [True, True, True, False, True]
         assert rows(path, "SELECT count(*) FROM receipts") == [(1,)]
@@ -234,3 +241,29 @@ async def test_unknown_accounts_are_skipped(path: Path) -> None:
             await queue.store.set_paused("nobody", paused=True)
         assert await queue.store.message(names[0]) is None
         assert await queue.store.receipt(2**64) is None
+
+
+@on_loop
+async def test_a_dry_run_does_not_wait_for_the_writer(path: Path) -> None:
+    """What an action would do is counted on a reader, while the writer is busy."""
+    async with opened(path) as queue:
+        one = await queue.report_one("m", DELIVERED)
+        async with queue.hold_writer(), asyncio.timeout(30):
+            assert await queue.act(HOLD, one, 4711, dry_run=True) == (1, 1, 0)
+            assert await queue.act_on_messages(MessageAction.DELETE, "m", dry_run=True) == (1, 0, 0)
+            assert await queue.act_on_messages(MessageAction.EXPIRE, "m", dry_run=True) == (0, 1, 0)
+
+
+@on_loop
+async def test_ids_of_nineteen_digits(path: Path) -> None:
+    """Request ids up to the largest that the database holds are found and acted on; larger ones are unknown."""
+    first = 10**18
+    async with opened(path, first_request_id=first) as queue:
+        assert await queue.report_one("m", DELIVERED) == first
+        assert (await queue.receipt(first)).message_id == "m"
+        assert await queue.act(HOLD, first, first + 1, 2**63, 10**19 - 1) == (1, 3, 0)
+        assert await queue.status(first) is HELD
+        assert await queue.act(RELEASE, first) == (1, 0, 0)
+        for unknown in (2**63 - 1, 2**63, 10**19 - 1):
+            assert await queue.store.receipt(unknown) is None
+        assert await queue.acknowledge_all() == 1

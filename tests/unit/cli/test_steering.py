@@ -20,6 +20,7 @@ def _target(line: str) -> Target:
     ("line", "body"),
     [
         ("retry 1 20", {"request_ids": ["1", "20"]}),
+        (f"retry {10**18} {2**63 - 1}", {"request_ids": [str(10**18), str(2**63 - 1)]}),
         ("hold ALL", {"filter": {"all": True}}),
         ("release --account a --waiting", {"filter": {"account": "a", "waiting": True}}),
         (
@@ -53,6 +54,7 @@ def test_ids_filters_and_all_become_request_bodies(line: str, body: dict[str, An
         ("retry all", "'all' is not a request id"),
         ("retry 007", "'007' is not a request id"),
         ("retry ''", "'' is not a request id"),
+        (f"retry {10**19}", f"'{10**19}' is not a request id"),
     ],
 )
 def test_what_is_not_clearly_meant_is_refused(line: str, problem: str) -> None:

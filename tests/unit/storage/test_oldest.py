@@ -25,7 +25,9 @@ def database() -> Iterator[Connection]:
     engine.dispose()
 
 
-def add(database: Connection, first: int, last: int, *, account: int = 1, state: int = schema.WAITING) -> None:
+def add(
+    database: Connection, first: int, last: int, *, account: int = 1, state: int = schema.WAITING
+) -> None:
     """Messages with these numbers, the last included; each was registered at ten times its number."""
     database.execute(
         insert(schema.messages),
