@@ -95,8 +95,8 @@ def after_refusal(  # noqa: PLR0913 - the facts of one decision, all by name
 ) -> AfterRefusal:
     """Decide between another try and a dead letter.
 
-    ``refusals`` includes the one just counted; ``counted_since_ms`` is when the lifetime began (creation, or
-    the last retry or release). Age alone never kills: this is only asked after a refusal.
+    ``refusals`` includes the one just counted; ``counted_since_ms`` is when the lifetime began (its first
+    refusal, or the last retry or release). Age alone never kills: this is only asked after a refusal.
     """
     if refusals >= max_refusals or now_ms - counted_since_ms >= lifetime_ms:
         return AfterRefusal(ReceiptStatus.DEAD, None)
