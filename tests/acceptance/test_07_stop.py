@@ -157,4 +157,6 @@ def test_stop_in_the_middle_of_a_reload(site: Site) -> None:
         assert daemon.terminate() == 0
     assert "Traceback" not in site.log.read_text()
     with closing(sqlite3.connect(site.database)) as database:
-        assert database.execute("SELECT status, count(*) FROM receipts GROUP BY status").fetchall() == [(2, 2)]
+        assert database.execute("SELECT status, count(*) FROM receipts GROUP BY status").fetchall() == [
+            (2, 2)
+        ]

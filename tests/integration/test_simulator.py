@@ -50,7 +50,7 @@ class Reply(NamedTuple):
     body: bytes
 
     @property
-    def json(self) -> Any:
+    def json(self) -> Any:  # noqa: ANN401 - JSON
         """The body, read as JSON."""
         return json.loads(self.body)
 

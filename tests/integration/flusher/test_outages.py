@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dlr_buffer.flusher.account import outcome_of
+from dlr_buffer.flusher.judgement import outcome_of
 from dlr_buffer.health import HealthState
 from dlr_buffer.receipts import Receipt, ReceiptError, ReceiptStatus
 from dlr_buffer.smartswitch.answers import Answer, TooLarge
