@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,16 @@ from dlr_buffer.demo import Plan, compare
 DEMO = [sys.executable, "-m", "dlr_buffer", "demo"]
 
 
-def test_the_demo_shows_the_whole_job_and_cleans_up(tmp_path: Path) -> None:
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name is short: the path of a Unix socket in it has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="dlr") as folder:  # noqa: S108 - made private by tempfile
+        yield Path(folder)
+
+
+def test_the_demo_shows_the_whole_job_and_cleans_up(short: Path) -> None:
     """A thousand messages with faults between: every one gets exactly one final state, and nothing is left behind."""
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | {"TMPDIR": str(short)}
     done = subprocess.run(
         [*DEMO, "--json"], capture_output=True, text=True, env=environment, check=False, timeout=100
     )
@@ -35,18 +44,18 @@ def test_the_demo_shows_the_whole_job_and_cleans_up(tmp_path: Path) -> None:
     assert sums["resends"] > 0
     assert sums["batches"] <= sums["requests"]
     assert "exactly one final state" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list(short.iterdir()) == []
 
 
-def test_an_interrupted_demo_stops_its_daemon_and_cleans_up(tmp_path: Path) -> None:
+def test_an_interrupted_demo_stops_its_daemon_and_cleans_up(short: Path) -> None:
     """After Ctrl-C the exit code is 130, the folder is gone, and so is the daemon."""
-    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"TMPDIR": str(short), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(DEMO, stdout=subprocess.PIPE, text=True, env=environment) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if line.startswith("Registering"):
                 break
-        (folder,) = tmp_path.iterdir()
+        (folder,) = short.iterdir()
         demo.send_signal(signal.SIGINT)
         demo.stdout.read()
         assert demo.wait(30) == 130

@@ -140,3 +140,16 @@ def test_new_messages_are_met_after_the_end(database: Connection) -> None:
     add(database, 13, 14, account=2)
     walk.step(database, {1, 2})
     assert walk.found == {1: 110, 2: 130}
+
+
+def test_one_account_does_not_set_another_back(database: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account that has still to be looked for from the start does not make the others walk again."""
+    monkeypatch.setattr(oldest, "WINDOWS_PER_STEP", 1)
+    add(database, 1, 3 * WINDOW, state=DELIVERED)
+    walk = OldestWaiting()
+    for _ in range(3):
+        walk.step(database, {1})
+    walk.step(database, {1, 2})
+    add(database, 3 * WINDOW + 1, 3 * WINDOW + 1)
+    walk.step(database, {1})
+    assert walk.found == {1: (3 * WINDOW + 1) * 10}
