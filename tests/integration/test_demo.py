@@ -22,7 +22,7 @@ DEMO = [sys.executable, "-m", "dlr_buffer", "demo"]
 @pytest.fixture
 def short() -> Iterator[Path]:
     """A folder whose name is short: the path of a Unix socket in it has 107 bytes at most."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="dlr") as folder:  # noqa: S108 - made private by tempfile
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="dlr") as folder:
         yield Path(folder)
 
 
