@@ -7,7 +7,8 @@ their ids. When to sweep is decided by `dlr_buffer.expiry` and `dlr_buffer.reten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +20,7 @@ from dlr_buffer.storage.reporting import add_receipts, change_states, new_receip
 from dlr_buffer.storage.transaction import MessageRow, Transaction, among, json_array
 
 EXAMINED_AT_ONCE: Final = 2_000
-EXPIRED_AT_ONCE: Final = 500
+EXPIRED_AT_ONCE: Final = 150
 PURGE_EXAMINED_AT_ONCE: Final = 5_000
 PURGED_AT_ONCE: Final = 500
 
@@ -85,24 +86,32 @@ def expire(tx: Transaction, now: int) -> Swept:
         "now": now,
         "limit": EXAMINED_AT_ONCE,
     }
-    rows = list(tx.connection.execute(_SAME_MOMENT, bounds))
-    if len(rows) < EXAMINED_AT_ONCE:
-        rows += tx.connection.execute(LATER_MOMENTS, {**bounds, "limit": EXAMINED_AT_ONCE - len(rows)})
     due: list[MessageRow] = []
     examined = 0
-    for row in rows:
-        examined += 1
-        numbers.swept_to, numbers.swept_message = row.expires_at, row.id
-        if row.state < schema.FIRST_FINAL:
-            due.append(MessageRow(**row._mapping))  # noqa: SLF001 - SQLAlchemy's documented name
-            if len(due) == EXPIRED_AT_ONCE:
-                break
+    with closing(_overdue(tx.connection, bounds)) as rows:
+        for row in rows:
+            examined += 1
+            numbers.swept_to, numbers.swept_message = row.expires_at, row.id
+            if row.state < schema.FIRST_FINAL:
+                due.append(MessageRow(**row._mapping))  # noqa: SLF001 - SQLAlchemy's documented name
+                if len(due) == EXPIRED_AT_ONCE:
+                    break
     expire_rows(tx, due, now)
     return Swept(
         len(due),
         examined,
         more=len(due) == EXPIRED_AT_ONCE or examined == EXAMINED_AT_ONCE,
     )
+
+
+def _overdue(connection: Connection, bounds: dict[str, int]) -> Generator[Any]:
+    """The next rows to look at, read one by one: a chunk of waiting ones ends long before its bound."""
+    left = bounds["limit"]
+    for statement in (_SAME_MOMENT, LATER_MOMENTS):
+        with connection.execute(statement, {**bounds, "limit": left}) as rows:
+            for row in rows:
+                left -= 1
+                yield row
 
 
 def expire_rows(tx: Transaction, rows: Sequence[MessageRow], now: int) -> None:
