@@ -23,14 +23,10 @@ KNOWN = frozenset({HEAD})
 
 
 def ensure_schema(path: Path) -> None:
-    """Create or migrate the database at ``path``; raises StoreUnavailable if that can't be done."""
-    if path.is_dir():
-        raise StoreUnavailable(f"{path} is a directory; [database] url must name a file", fatal=True)
-    if not path.parent.is_dir():
-        raise StoreUnavailable(
-            f"the folder {path.parent} does not exist; create it and let the daemon's user write there",
-            fatal=True,
-        )
+    """Create or migrate the database at ``path``, whose place the store has looked at already.
+
+    Raises StoreUnavailable if that can't be done.
+    """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
