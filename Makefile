@@ -12,6 +12,8 @@ DEV := $(VENV)/.dev-$(VERSION)
 LOG := $(VENV)/install.log
 # Options for pytest: `make test ARGS="-k expiry"`.
 ARGS ?=
+# How many tests run at once; a file's tests stay together.
+JOBS ?= auto
 # Where `make install` puts the program; not below a home folder, which the service can't see.
 PREFIX := /opt/dlr-buffer
 
@@ -41,7 +43,7 @@ demo: $(RUN) ## run the daemon and a stand-in for Smartswitch on a throwaway que
 	@$(BIN)/dlr-buffer demo
 
 test: $(DEV) ## run the whole test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: $(DEV) ## check style, types and layers
 	@$(BIN)/ruff check .
