@@ -14,6 +14,9 @@ LOG := $(VENV)/install.log
 ARGS ?=
 # How many tests run at once; a file's tests stay together.
 JOBS ?= auto
+# How often `make crash` kills, and what it begins its random choices with (left out: anything).
+N ?= 25
+SEED ?=
 # Where `make install` puts the program; not below a home folder, which the service can't see.
 PREFIX := /opt/dlr-buffer
 
@@ -33,7 +36,7 @@ define install
 		exit 1; }
 endef
 
-.PHONY: help demo test check format lock clean install uninstall
+.PHONY: help demo test crash check format lock clean install uninstall
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -44,6 +47,10 @@ demo: $(RUN) ## run the daemon and a stand-in for Smartswitch on a throwaway que
 
 test: $(DEV) ## run the whole test suite
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# The seed of a campaign is printed; give it again to repeat it, as far as time lets it.
+crash: $(DEV) ## kill a daemon under load N times (25) and prove that nothing is lost (SEED=…)
+	@$(BIN)/python -m tests.crash --kills $(N) $(if $(SEED),--seed $(SEED))
 
 check: $(DEV) ## check style, types and layers
 	@$(BIN)/ruff check .
