@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
+EARLIEST_MS: Final = 1_767_225_600_000
+"""2026-01-01: this program did not exist before, so a clock that reads less (one without a battery) is wrong."""
 _TIME_ERROR: Final = 5
 
 

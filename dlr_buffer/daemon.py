@@ -16,7 +16,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from dlr_buffer import __version__
 from dlr_buffer.backoff import backoff_ms
-from dlr_buffer.clock import BootClock, SystemBootClock, rfc3339
+from dlr_buffer.clock import BootClock, Clock, SystemBootClock, rfc3339
 from dlr_buffer.config import AccountSettings, Configuration, RetrySettings, load, restart_needed
 from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.expiry import Expiry
@@ -33,7 +33,13 @@ from dlr_buffer.flusher.flusher import AccountPlan, Flusher
 from dlr_buffer.flusher.ports import FlushSettings, Upstream
 from dlr_buffer.health import AccountView, HealthSettings, HealthState
 from dlr_buffer.local_api.app import create_app
-from dlr_buffer.local_api.bodies import BodyRoom
+from dlr_buffer.local_api.bodies import BodyLimits, BodyRoom
+from dlr_buffer.local_api.connections import (
+    ConnectionLimits,
+    Shares,
+    raise_descriptor_limit,
+    share_descriptors,
+)
 from dlr_buffer.local_api.ports import DaemonFacts, DatabaseFacts, ExpiryView
 from dlr_buffer.local_api.server import ApiServer
 from dlr_buffer.local_api.sockets import bind
@@ -49,10 +55,16 @@ _log = logging.getLogger(__name__)
 
 EXPIRY_EVERY_S: Final = 1
 HOUSEKEEPING_EVERY_S: Final = 5
+SAY_AGAIN_EVERY: Final = 12
+"""Ticks of housekeeping after which a trouble that lasts is logged again: a minute."""
 RETENTION_EVERY_S: Final = 600
+SAY_EVERY_MS: Final = 60_000
 ANSWER_GRACE_MS: Final = 2_000
 FLUSH_GRACE_MS: Final = 6_000
 """Together with the answers' grace under the ten seconds that a stop may take."""
+
+ADMIN_BODIES_BYTES: Final = 32 * 1024 * 1024
+"""Two of the largest; what apps may have in flight is the default of `BodyLimits`."""
 
 Connect = Callable[[UpstreamSettings], Upstream]
 
@@ -78,6 +90,7 @@ class Daemon:
         self._servers: list[ApiServer] = []
         self._progress: tuple[int, int] = (0, 0)
         self._stalled = False
+        self._housekeepings = 0
         self._oldest = QueueOldest({}, {})
         self.failed = asyncio.Event()
         """Set when the database failed for good: the daemon has to end."""
@@ -96,8 +109,12 @@ class Daemon:
         Raises DlrBufferError with what to do, having closed everything again.
         """
         configuration = self.configuration
+        shares = _shares(configuration)
         listeners = StoreListeners(
-            fresh=self._on_fresh, events=self.metrics.events, failed=self._on_store_failure
+            fresh=self._on_fresh,
+            events=self.metrics.events,
+            failed=self._on_store_failure,
+            replayed=self._on_replayed,
         )
         self.store = await SqliteStore.open(
             configuration.database.path,
@@ -112,7 +129,7 @@ class Daemon:
         self.expiry = Expiry(self.store, self._clock)
         self.retention = Retention(self.store, self.expiry.believed_now, _retention_settings(configuration))
         try:
-            await self._serve()
+            await self._serve(shares)
             await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
             self.metrics.sample(self._clock.monotonic_ms())
             self._tick(self.expiry.sweep, EXPIRY_EVERY_S)
@@ -143,6 +160,7 @@ class Daemon:
 
     async def reload(self, configuration: Configuration) -> None:
         """Take on what can change while running; says what needs a restart."""
+        shares = _shares(configuration)
         self._notifier.reloading()
         old, self.configuration = self.configuration, configuration
         if keys := restart_needed(old, configuration):
@@ -151,18 +169,19 @@ class Daemon:
             await self.store.add_accounts(sorted(configuration.accounts))
             self.queue.settings = _queue_settings(configuration)
             self.retention.settings = _retention_settings(configuration)
+            for server, connections in zip(self._servers, (shares.client, shares.admin), strict=True):
+                server.allow(ConnectionLimits(connections))
             logging.getLogger("dlr_buffer").setLevel(configuration.log.level.upper())
             await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
             _log.info("configuration reloaded")
         finally:
             self._notifier.ready()
 
-    async def _serve(self) -> None:
+    async def _serve(self, shares: Shares) -> None:
         api = self.configuration.api
-        room = BodyRoom()
-        for path, mode, group, admin in (
-            (api.client_socket, api.client_mode, api.client_group, False),
-            (api.admin_socket, api.admin_mode, api.admin_group, True),
+        for path, mode, group, admin, connections in (
+            (api.client_socket, api.client_mode, api.client_group, False, shares.client),
+            (api.admin_socket, api.admin_mode, api.admin_group, True, shares.admin),
         ):
             app = create_app(
                 self.queue,
@@ -171,15 +190,21 @@ class Daemon:
                 vitals=self,
                 clock=self._clock,
                 admin=admin,
-                room=room,
+                # Each its own: apps that fill theirs do not keep admins out.
+                room=BodyRoom(BodyLimits(bodies_bytes=ADMIN_BODIES_BYTES) if admin else None),
             )
-            server = ApiServer(app, bind(path, mode, group))
+            server = ApiServer(
+                app,
+                bind(path, mode, group),
+                name="admin socket" if admin else "client socket",
+                limits=ConnectionLimits(connections),
+            )
             self._servers.append(server)
             await server.start()
 
     def _tick(self, job: Callable[[], object], every_s: int) -> None:
         self._scheduler.add_job(
-            partial(_guarded, job),
+            _Tick(job, self._clock).run,
             "interval",
             seconds=every_s,
             coalesce=True,
@@ -189,6 +214,8 @@ class Daemon:
 
     async def _housekeeping(self) -> None:
         self.metrics.sample(self._clock.monotonic_ms())
+        self._housekeepings += 1
+        self.store.look_after(say_again=self._housekeepings % SAY_AGAIN_EVERY == 0)
         await self.store.look_for_oldest()
         self._oldest = await self.store.oldest()
         facts = self.store.facts()
@@ -215,6 +242,10 @@ class Daemon:
     def _on_fresh(self, fresh: Mapping[str, int]) -> None:
         if hasattr(self, "flusher"):
             self.flusher.wake(fresh)
+
+    def _on_replayed(self, replayed: Mapping[str, Sequence[int]]) -> None:
+        if hasattr(self, "flusher"):
+            self.flusher.forget(replayed)
 
     def _on_store_failure(self, error: StoreUnavailable) -> None:
         _log.critical("the database failed, nothing more is acknowledged and the daemon ends: %s", error)
@@ -312,6 +343,7 @@ class Daemon:
             for view in self.flusher.views()
             if view.health not in (HealthState.OPEN, HealthState.PAUSED)
         ]
+        alarms += [alarm for server in self._servers if (alarm := server.alarm) is not None]
         alarms += self._age_alarms()
         return tuple(alarms)
 
@@ -331,13 +363,27 @@ class Daemon:
 
     def _gauges(self) -> Mapping[str, tuple[str, float]]:
         facts = self.store.facts()
-        return {
+        connections: dict[str, tuple[str, float]] = {}
+        for server, name in zip(self._servers, ("client", "admin"), strict=False):
+            connections[f"{name}_connections"] = (
+                f"Open connections to the {name} socket.",
+                server.connections,
+            )
+            connections[f"{name}_connections_refused"] = (
+                f"Connections to the {name} socket answered 503 since the start: there were too many.",
+                server.refused,
+            )
+        return connections | {
             "database_size_bytes": ("Size of the database file.", facts.size_bytes),
             "database_wal_bytes": ("Size of its write-ahead log.", facts.wal_bytes),
             "database_free_bytes": ("Free space beside it.", facts.free_bytes),
             "database_commits": ("Commits since the start.", facts.commits),
             "database_checkpoints": ("Checkpoints since the start.", facts.checkpoints),
             "waiting_rows": ("Rows that wait to be committed.", facts.waiting_rows),
+            "registration_stopped": (
+                "1 while there is less free space than min_free, so that registration answers 507.",
+                float(facts.free_bytes < self.configuration.database.min_free_bytes),
+            ),
             "expiry_stopped": (
                 "1 while a clock alarm stops expiry.",
                 float(self.expiry.stop_reason is not None),
@@ -371,6 +417,12 @@ class _ExpiryPort:
         return self.view()
 
 
+def _shares(configuration: Configuration) -> Shares:
+    """Divide the open files; twice what accounts may use, for a reload has the old and the new ones for a while."""
+    upstream = 2 * sum(account.concurrency for account in configuration.accounts.values())
+    return share_descriptors(raise_descriptor_limit(), upstream)
+
+
 def _queue_settings(configuration: Configuration) -> QueueSettings:
     return QueueSettings(
         accounts=frozenset(configuration.accounts),
@@ -385,14 +437,28 @@ def _retention_settings(configuration: Configuration) -> RetentionSettings:
     )
 
 
-async def _guarded(job: Callable[[], object]) -> None:
-    """Run a job; a database that has a moment of weakness must not end the ticks."""
-    try:
-        result = job()
-        if asyncio.iscoroutine(result):
-            await result
-    except DlrBufferError as error:
-        _log.warning("put off until the next tick: %s", error)
+class _Tick:
+    """A job that runs again and again; a database that has a moment of weakness neither ends it nor floods the log."""
+
+    def __init__(self, job: Callable[[], object], clock: Clock) -> None:
+        self._job = job
+        self._clock = clock
+        self._said: tuple[str, int] | None = None
+
+    async def run(self) -> None:
+        try:
+            result = self._job()
+            if asyncio.iscoroutine(result):
+                await result
+        except DlrBufferError as error:
+            now = self._clock.monotonic_ms()
+            if self._said is None or self._said[0] != str(error) or now - self._said[1] >= SAY_EVERY_MS:
+                self._said = (str(error), now)
+                _log.warning("put off until the next tick: %s", error)
+        except asyncio.CancelledError:
+            pass  # the daemon stops; APScheduler, which alone cancels it, would log a traceback
+        else:
+            self._said = None
 
 
 def run_daemon(config_path: Path | None) -> int:

@@ -6,11 +6,12 @@ queue. What expiring does to rows is storage's; who calls `Expiry.sweep` every s
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from dlr_buffer.clock import BootClock
+from dlr_buffer.clock import EARLIEST_MS, BootClock, rfc3339
 
 _log = logging.getLogger(__name__)
 
@@ -18,6 +19,7 @@ MAX_DRIFT_MS: Final = 3_600_000
 MAX_BEHIND_MS: Final = 60_000
 SYNCHRONISED_FOR_MS: Final = 600_000
 KEEP_MARK_EVERY_MS: Final = 60_000
+_ABOVE_ALL_MS: Final = 2**62
 
 
 class ClockMark(Protocol):
@@ -51,6 +53,22 @@ class ExpiryStore(Protocol):
         """Expire the next few messages that are overdue at ``now_ms``, oldest deadline first.
 
         ``look_first`` says that there may be none.
+        """
+        ...
+
+    async def first_in_question(
+        self, *, at_least_ms: int, at_most_ms: int, passing_over_since_ms: int
+    ) -> int:
+        """Number of the first of the newest messages that all bear a registration time between these two.
+
+        Newer ones from ``passing_over_since_ms`` on are passed over. One above all numbers if there are none.
+        """
+        ...
+
+    async def redate_chunk(self, first: int, *, right_since_ms: int, now_ms: int) -> int | None:
+        """Let a few waiting messages from number ``first`` on have been registered now, but those since then.
+
+        Returns the number to go on with, None at the end.
         """
         ...
 
@@ -89,6 +107,8 @@ def judge_clock(mark: ClockMark, *, boot_id: str, offset_ms: int, now_ms: int) -
     back. A boot has no say over a leap forward that stopped expiry before it: the wall clock is still ahead
     unless it reads less than it did then.
     """
+    if now_ms < EARLIEST_MS:
+        return f"the wall clock reads {rfc3339(now_ms)}, a time before this program was written"
     if mark.now_ms is not None and now_ms < mark.now_ms - MAX_BEHIND_MS:
         return f"the wall clock went back by {_span(mark.now_ms - now_ms)}"
     if (
@@ -108,6 +128,18 @@ def judge_clock(mark: ClockMark, *, boot_id: str, offset_ms: int, now_ms: int) -
     return None
 
 
+@dataclass(slots=True)
+class _Doubt:
+    """A stop of expiry as this process sees it."""
+
+    first: int
+    """Number of the first message that was registered since."""
+    boot_id: str
+    offset_ms: int
+    moved: bool = False
+    """Whether the clock was set in the meantime: then what was registered since bears a wrong time."""
+
+
 class Expiry:
     """Sweeps when it is told to, unless the clock can't be believed."""
 
@@ -119,6 +151,8 @@ class Expiry:
         self._kept_at_ms: int | None = None
         self._synchronised_since_ms: int | None = None
         self._sweeping = False
+        self._doubt: _Doubt | None = None
+        self._judging = asyncio.Lock()
         self.last_sweep_at_ms: int | None = None
 
     @property
@@ -160,10 +194,10 @@ class Expiry:
 
     async def resume(self) -> None:
         """An admin trusts the clock as it is now."""
-        mark = await self._stored()
-        if mark.stopped_since_ms is not None:
-            _log.warning("expiry goes on: an admin trusts the clock")
-            await self._trust()
+        async with self._judging:
+            mark = await self._stored()
+            if mark.stopped_since_ms is not None:
+                await self._go_on(mark, "an admin trusts the clock")
 
     async def _stored(self) -> Mark:
         if self._mark is None:
@@ -178,6 +212,11 @@ class Expiry:
 
         Expiry is stopped, and retention with it.
         """
+        # Expiry and retention ask, each in its own time.
+        async with self._judging:
+            return await self._judge()
+
+    async def _judge(self) -> int | None:
         mark = await self._stored()
         now = self._clock.now_ms()
         offset = now - self._clock.boottime_ms()
@@ -185,15 +224,12 @@ class Expiry:
         reason = judge_clock(mark, boot_id=boot_id, offset_ms=offset, now_ms=now)
         if mark.stopped_since_ms is not None:
             if reason is None:
-                _log.warning("expiry goes on: the clock is back")
-                await self._trust()
-                return now
+                return await self._go_on(mark, "the clock is back")
+            await self._look_at_doubt(mark.stopped_since_ms, now)
             if self._synchronised_long_enough():
-                _log.warning(
-                    "expiry goes on: the kernel says that the clock is synchronised, for ten minutes now"
+                return await self._go_on(
+                    mark, "the kernel says that the clock is synchronised, for ten minutes now"
                 )
-                await self._trust()
-                return now
             return None
         if reason is not None:
             _log.error(
@@ -203,6 +239,7 @@ class Expiry:
             )
             self._synchronised_since_ms = None
             await self._keep(Mark(mark.boot_id, mark.offset_ms, mark.now_ms, now, reason))
+            await self._look_at_doubt(now, now)
             return None
         monotonic = self._clock.monotonic_ms()
         same_boot = mark.boot_id == boot_id and mark.offset_ms is not None
@@ -220,9 +257,49 @@ class Expiry:
             self._synchronised_since_ms = monotonic
         return monotonic - self._synchronised_since_ms >= SYNCHRONISED_FOR_MS
 
-    async def _trust(self) -> None:
+    async def _look_at_doubt(self, stopped_since_ms: int, now: int) -> None:
+        """Find what was registered since expiry stopped, and see whether the clock is set while it is."""
+        boot_id, offset = self._clock.boot_id(), now - self._clock.boottime_ms()
+        if self._doubt is None:
+            first = await self._store.first_in_question(
+                at_least_ms=stopped_since_ms - MAX_BEHIND_MS,
+                at_most_ms=now,
+                passing_over_since_ms=_ABOVE_ALL_MS,
+            )
+            self._doubt = _Doubt(first, boot_id, offset)
+        elif self._doubt.boot_id != boot_id or abs(offset - self._doubt.offset_ms) > MAX_BEHIND_MS:
+            self._doubt.moved = True
+
+    async def _go_on(self, mark: Mark, why: str) -> int:
+        """Trust the clock as it is now."""
         now = self._clock.now_ms()
+        await self._redate(mark, now)
+        _log.warning("expiry goes on: %s", why)
         await self._keep(Mark(self._clock.boot_id(), now - self._clock.boottime_ms(), now))
+        self._doubt = None
+        return now
+
+    async def _redate(self, mark: Mark, now: int) -> None:
+        """Count the validity of what was registered by a wrong clock from now on.
+
+        By the time that it bears it might expire at once, or days too late. (What was registered before the
+        stop keeps its deadline.)
+        """
+        since = mark.stopped_since_ms if mark.stopped_since_ms is not None else now
+        if self._doubt is not None:
+            await self._look_at_doubt(since, now)
+            first: int | None = self._doubt.first if self._doubt.moved else None
+        elif since > now or since < EARLIEST_MS:
+            # The clock was set while nobody looked. Only what bears an impossible time is known to be wrong.
+            first = await self._store.first_in_question(
+                at_least_ms=now + 1 if since > now else -_ABOVE_ALL_MS,
+                at_most_ms=_ABOVE_ALL_MS if since > now else EARLIEST_MS - 1,
+                passing_over_since_ms=now - MAX_BEHIND_MS,
+            )
+        else:
+            first = None
+        while first is not None:
+            first = await self._store.redate_chunk(first, right_since_ms=now - MAX_BEHIND_MS, now_ms=now)
 
     async def _keep(self, mark: Mark) -> None:
         await self._store.keep_clock_mark(

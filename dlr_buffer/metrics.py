@@ -34,6 +34,8 @@ QUEUE_TOTALS: Final = {
     "admin_release": "Receipts released by an admin.",
     "admin_delete": "Receipts deleted by an admin.",
     "admin_delete_messages": "Messages deleted by an admin.",
+    "refused_full": "Registrations refused because there was less free space than min_free.",
+    "commit_failures": "Transactions that the database refused; nothing of them is stored.",
     "store_failures": "Times that the database refused to settle a request; tried again until it did.",
 }
 ACCOUNT_TOTALS: Final = {

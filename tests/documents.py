@@ -55,7 +55,9 @@ ON_A_MACHINE = (
     Section("docs/operations.md", "Look"),
     Section("docs/operations.md", "Steer"),
     Section("docs/operations.md", "Change the configuration"),
-    Section("docs/operations.md", "Back up, move, begin anew"),
+    Section("docs/operations.md", "Back up"),
+    Section("docs/operations.md", "Check"),
+    Section("docs/operations.md", "Restore a backup"),
     Section("docs/configuration.md", "Passwords"),
 )
 """In the order in which an admin would come to them; the service has to be installed first."""

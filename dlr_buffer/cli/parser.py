@@ -36,6 +36,13 @@ Without ids, or with '-', lines are read from standard input, each
 Blank lines are skipped. Bad lines are printed with their number and do not stop the others; the exit code is 1 then.
 Repeating the whole input is safe: what is stored already counts as known.
 """
+_BACKUP_HELP = """\
+The copy is the queue at one moment; it is checked, and only then gets its name. While it is made the daemon goes on,
+and its log grows. The folder needs as much free space as the queue takes.
+"""
+_CHECK_HELP = """\
+The daemon may run: nothing is written, and nothing waits. Exit code 0 if all is well, 1 if something was found.
+"""
 
 
 def build_parser(*, simulate: bool = True) -> argparse.ArgumentParser:
@@ -54,6 +61,7 @@ def build_parser(*, simulate: bool = True) -> argparse.ArgumentParser:
     _add_bulk(commands)
     _add_inspection(commands)
     _add_steering(commands)
+    _add_database(commands)
     return parser
 
 
@@ -243,6 +251,36 @@ def _add_steering(commands: Commands) -> None:
         "resume",
         run="steering.resume_expiry",
         help="let messages expire again after a clock alarm: the clock is right now",
+    )
+
+
+def _add_database(commands: Commands) -> None:
+    backup = _command(
+        commands,
+        "backup",
+        run="database.backup",
+        help="copy the queue into a new file, while the daemon runs or not",
+        epilog=_BACKUP_HELP,
+    )
+    backup.add_argument("file", type=Path, metavar="FILE", help="the new file; nothing is ever overwritten")
+    check = _command(
+        commands,
+        "check-db",
+        run="database.check",
+        help="look through the queue or a backup for damage and contradictions, and say what to do",
+        epilog=_CHECK_HELP,
+    )
+    check.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="a database (default: the configured queue)"
+    )
+    how = check.add_mutually_exclusive_group()
+    how.add_argument(
+        "--quick", action="store_true", help="leave out what takes longest: indexes, links, history"
+    )
+    how.add_argument(
+        "--repair",
+        action="store_true",
+        help="mend what can be without losing anything (the daemon has to be stopped)",
     )
 
 

@@ -49,6 +49,8 @@ _MIB = 1 << 20
 _TIB = 1 << 40
 
 _ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+# What useradd and directories allow: spaces and backslashes occur in those of domains.
+_GROUP_NAME = re.compile(r"\w[\w .@\\$-]{0,63}")
 # RFC 3986 §2 and §3.3: what a URL may hold at all, and a path of pchars.
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]*")
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")
@@ -261,7 +263,8 @@ def _group(table: Table, key: str) -> int | None:
     # 2**32 - 1 means "leave it" to chown(2).
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < (1 << 32) - 1:
         return value
-    if not isinstance(value, str) or not value or "\0" in value:
+    # What is no name at all may be anything, by mistake, so it is not repeated.
+    if not isinstance(value, str) or not _GROUP_NAME.fullmatch(value):
         table.note(key, "must be a group's name in quotes, or its number")
         return None
     try:

@@ -1,12 +1,13 @@
 """Flushing one account: what to send next, and what an answer means for the receipts and the account.
 
-The loop of an account is one task. It asks account health for a permit, picks work from four lanes, and
+The loop of an account is one task. It asks account health for a permit, picks work from five lanes, and
 starts a task for each exchange, at most ``concurrency`` of them:
 
 - *fresh*: the oldest receipts that nothing is held against, as a batch;
 - *suspects*: groups of a bisection, to find the bad receipt in a refused batch;
 - *asides*: receipts that alone drew outages, one by one;
-- *due*: receipts that were refused and waited out their own backoff, one by one.
+- *due*: receipts that were refused and waited out their own backoff, one by one;
+- *left behind*: receipts like the asides, of which there are more than are remembered, one by one.
 
 Fresh batches get at least every second turn. When an exchange ends, a `Judge`
 turns the answer into one conclusion, which is settled; then the loop is woken. An
@@ -21,12 +22,13 @@ import asyncio
 import logging
 import math
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, assert_never
 
 from dlr_buffer.clock import Clock
-from dlr_buffer.errors import DlrBufferError
+from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.flusher.batching import cut_batch
 from dlr_buffer.flusher.judgement import Conclusion, Judge, Work, outcome_of
 from dlr_buffer.flusher.ports import FlushSettings, Outbox, Upstream
@@ -37,6 +39,9 @@ from dlr_buffer.receipts import Cut, DueClaim, Receipt
 _log = logging.getLogger(__name__)
 
 STORE_RETRY_MS: Final = 1_000
+PROBED_REMEMBERED: Final = 100
+LOOK_AGAIN_MS: Final = 60_000
+"""The longest that the loop waits at once where it waits for a time."""
 SAY_EVERY_MS: Final = 60_000
 
 
@@ -60,11 +65,21 @@ class AccountFlusher:
         self._in_flight: set[int] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._fresh_turn = True
+        self._behind = 0
+        """The receipt that was tried last of those left behind; 0 between two rounds."""
+        self._next_round_ms = 0
+        self._probe_behind = False
+        self._nothing_to_probe = False
+        """Whether a probe is due, but there is no receipt for it."""
+        self._probe_newest = True
+        self._probed: deque[int] = deque(maxlen=PROBED_REMEMBERED)
+        """The newest ones that were probes lately: there may be no room to set them aside."""
         self._open_batch: tuple[int, int] | None = None
         """How many receipts wait in a batch that lingers, and how many it takes."""
         self._next_request_ms = 0.0
         self._stopping = False
         self._said: dict[str, int] = {}
+        self._unwritten: dict[int, str] = {}
         self.turns = 0
         """Turns of the loop, for the watchdog."""
 
@@ -87,6 +102,17 @@ class AccountFlusher:
             return None
         return f"flushing of account {self.settings.name} ended: {task.exception()!r}"
 
+    @property
+    def unwritten(self) -> str | None:
+        """Why answers of Smartswitch are not in the database yet, if some could not be written; they are kept."""
+        if not self._unwritten:
+            return None
+        *_, why = self._unwritten.values()
+        return (
+            f"account {self.settings.name}: {len(self._unwritten)} answers of Smartswitch can't be written, and are"
+            f" tried again every second: {why}"
+        )
+
     def wake(self) -> None:
         """Something may have become sendable."""
         self._wake.set()
@@ -98,6 +124,11 @@ class AccountFlusher:
             if waiting + receipts < limit:
                 self._open_batch = (waiting + receipts, limit)
                 return
+        self._wake.set()
+
+    def forget(self, request_ids: Sequence[int]) -> None:
+        """An admin made these due now: nothing is held against them any more."""
+        self._judge.forget(request_ids)
         self._wake.set()
 
     def replace(self, settings: FlushSettings, upstream: Upstream | None) -> None:
@@ -140,13 +171,17 @@ class AccountFlusher:
         """What `status` shows."""
         health, settings = self.health, self.settings
         now = self._clock.now_ms()
-        waits = health.probe_at_ms is not None and health.state is not HealthState.OPEN and not self._paused
+        probes = health.probe_at_ms is not None and health.state is not HealthState.OPEN and not self._paused
+        waits = probes and not self._nothing_to_probe
+        cause = health.cause
+        if probes and self._nothing_to_probe:
+            cause = f"{cause}; nothing waits to be sent, the next receipt will show whether it is over"
         return AccountView(
             name=settings.name,
             configured=True,
             health=HealthState.PAUSED if self._paused else health.state,
             since_ms=health.since_ms,
-            cause=health.cause,
+            cause=cause,
             next_probe_at_ms=health.probe_at_ms if waits else None,
             backoff_ms=max(0, health.probe_at_ms - now) if waits and health.probe_at_ms is not None else None,
             failures=health.failures,
@@ -175,7 +210,7 @@ class AccountFlusher:
                     started_over = True
                 await self._release_acquitted()
                 until = await self._start_exchanges()
-                if self._judge.acquitted:
+                if not self._in_flight.issuperset(self._judge.acquitted):
                     self._wake.set()
             except DlrBufferError as error:
                 self._say("store", f"cannot read the queue, trying again: {error}")
@@ -187,8 +222,8 @@ class AccountFlusher:
         if until_ms is None:
             await self._wake.wait()
             return
-        # At most a minute at once: the wall clock may leap meanwhile.
-        wait_ms = min(max(1, until_ms - self._clock.now_ms()), 60_000)
+        # The wall clock may leap meanwhile.
+        wait_ms = min(max(1, until_ms - self._clock.now_ms()), LOOK_AGAIN_MS)
         await first_of(self._wake.wait(), self._clock.sleep(wait_ms))
 
     async def _start_exchanges(self) -> int | None:
@@ -205,6 +240,7 @@ class AccountFlusher:
                     return until
                 case Probe():
                     work, again = await self._pick_probe(now)
+                    self._nothing_to_probe = work is None and again is None
                 case Send(limit):
                     work, again = await self._pick(limit, now)
                 case _:
@@ -307,17 +343,48 @@ class AccountFlusher:
             if claim.claimed:
                 return Work(claim.claimed, halving=halving), None
             self._judge.suspects.close(halving)
-            # All of that half were taken away meanwhile (held, deleted, superseded): the other half is as
-            # good as any.
-            self._judge.acquitted += halving.right
-        while (aside := self._judge.asides.due(now, self.settings.health.retry_max_ms)) is not None:
+            # All of that half were taken away meanwhile (held, deleted, superseded), perhaps to come back:
+            # the other half is as good as any.
+            self._judge.acquitted += (*halving.left, *halving.right)
+        judge, longest_ms = self._judge, self.settings.health.retry_max_ms
+        while (aside := judge.asides.due(now, longest_ms, judge.acknowledged)) is not None:
             if (work := await self._take_aside(aside)) is not None:
                 return work, None
-        due = await self._claim_due(now)
-        if due.claimed is not None:
-            return Work((due.claimed,)), None
-        times = [each for each in (due.next_due_at_ms, self._judge.asides.next_due_ms()) if each is not None]
-        return None, min(times, default=None)
+        times: list[int | None] = [judge.asides.next_due_ms(longest_ms, judge.acknowledged)]
+        if (until_ms := judge.refusals_wait_until_ms) is not None:
+            times.append(now + max(0, until_ms - self._clock.monotonic_ms()))
+        else:
+            due = await self._claim_due(now)
+            if due.claimed is not None:
+                return Work((due.claimed,)), None
+            times.append(due.next_due_at_ms)
+        if self._round_is_due() and (work := await self._left_behind()) is not None:
+            return work, None
+        if judge.left_behind:
+            times.append(now + max(0, self._next_round_ms - self._clock.monotonic_ms()))
+        return None, min((each for each in times if each is not None), default=None)
+
+    def _round_is_due(self) -> bool:
+        """Whether those that nobody remembers may be tried again.
+
+        Each once in the longest backoff, or as soon as they can be remembered.
+        """
+        if not self._judge.left_behind and not self._behind:
+            return False
+        return self._judge.asides.has_room or self._clock.monotonic_ms() >= self._next_round_ms
+
+    async def _left_behind(self, *, probe: bool = False) -> Work | None:
+        """The next one that was left behind; None at the end of the round."""
+        if not self._behind:
+            # Whoever is left behind from now on waits for the next round.
+            self._judge.left_behind = False
+        claim = await self._outbox.claim_behind(self.settings.name, after=self._behind, excluding=self._judge)
+        if claim.claimed:
+            self._behind = claim.claimed[0].receipt.request_id
+            return Work(claim.claimed, probe=probe, behind=True)
+        self._behind = 0
+        self._next_round_ms = self._clock.monotonic_ms() + self.settings.health.retry_max_ms
+        return None
 
     async def _take_aside(self, request_id: int, *, probe: bool = False) -> Work | None:
         claim = await self._outbox.claim_these(self.settings.name, [request_id])
@@ -325,18 +392,23 @@ class AccountFlusher:
             self._judge.asides.depart(request_id)
             return Work(claim.claimed, probe=probe)
         self._judge.asides.remove([request_id])
+        # It may have been held and released while it was passed over here.
+        self._judge.acquitted.append(request_id)
         return None
 
     async def _pick_probe(self, now: int) -> tuple[Work | None, int | None]:
         """One receipt, each time another one: fresh ones first, then the one that was tried longest ago."""
-        claim = await self._outbox.claim(
-            self.settings.name,
-            limit=1,
-            excluding=self._judge,
-            cut=lambda waiting: cut_batch(
-                waiting, limit=1, budget_bytes=self.settings.budget_bytes, linger_ms=0, now_ms=now
-            ),
-        )
+        # The oldest and the newest in turn: bad ones are found side by side, where a batch was taken apart.
+        self._probe_newest = not self._probe_newest
+        if self._probe_newest:
+            claim = await self._outbox.claim_newest(
+                self.settings.name, excluding={*self._probed, *self._judge.kept_apart()}
+            )
+            self._probed += (each.receipt.request_id for each in claim.claimed)
+        else:
+            claim = await self._outbox.claim(
+                self.settings.name, limit=1, excluding=self._judge, cut=lambda _waiting: Cut(1)
+            )
         if claim.claimed:
             return Work(claim.claimed, probe=True), None
         if (halving := self._judge.suspects.next(limit=1)) is not None:
@@ -347,6 +419,9 @@ class AccountFlusher:
         due = await self._claim_due(now)
         if due.claimed is not None:
             return Work((due.claimed,), probe=True), None
+        self._probe_behind = not self._probe_behind and (self._judge.left_behind or self._behind > 0)
+        if self._probe_behind and (work := await self._left_behind(probe=True)) is not None:
+            return work, None
         while (aside := self._judge.asides.longest_untried()) is not None:
             if (work := await self._take_aside(aside, probe=True)) is not None:
                 return work, None
@@ -361,9 +436,10 @@ class AccountFlusher:
         )
 
     async def _release_acquitted(self) -> None:
-        # One that is in flight again is given back by its own exchange.
-        released = [each for each in self._judge.acquitted if each not in self._in_flight]
-        taken = len(self._judge.acquitted)
+        # One that is in flight has to come back first: its exchange may have said already that it is kept apart.
+        acquitted = list(self._judge.acquitted)
+        waiting = [each for each in acquitted if each in self._in_flight]
+        released = [each for each in acquitted if each not in self._in_flight]
         if released:
             await self._outbox.settle(
                 self.settings.name,
@@ -373,7 +449,7 @@ class AccountFlusher:
                 now_ms=self._clock.now_ms(),
             )
         # Only now: they would be forgotten if the database failed. More may have come meanwhile.
-        del self._judge.acquitted[:taken]
+        self._judge.acquitted[: len(acquitted)] = waiting
 
     # Exchanges
 
@@ -415,7 +491,7 @@ class AccountFlusher:
     async def _settle(self, conclusion: Conclusion, *, sent: bool = True, once: bool = False) -> None:
         """Write a conclusion; if the database has a moment of weakness, keep trying.
 
-        The answer is known only here.
+        The answer is known only here, and its receipts stay in flight meanwhile: nothing is sent again for it.
         """
         while True:
             try:
@@ -424,6 +500,9 @@ class AccountFlusher:
                     acknowledged=conclusion.acknowledged,
                     refused=conclusion.refused,
                     returned=conclusion.returned,
+                    apart=conclusion.behind.union(
+                        each for each in conclusion.returned if each in self._judge
+                    ),
                     sent=sent,
                     policy=self.settings.policy,
                     now_ms=self._clock.now_ms(),
@@ -431,10 +510,17 @@ class AccountFlusher:
             except DlrBufferError as error:
                 self._metrics.events({"store_failures": 1})
                 self._say("store", f"cannot write what Smartswitch answered, trying again: {error}")
-                if once:
+                # For good: the daemon ends, and need not wait for this.
+                if once or (isinstance(error, StoreUnavailable) and error.fatal):
                     return
-                await self._clock.sleep(STORE_RETRY_MS)
+                self._unwritten[id(conclusion)] = str(error)
+                try:
+                    await self._clock.sleep(STORE_RETRY_MS)
+                except asyncio.CancelledError:
+                    del self._unwritten[id(conclusion)]
+                    raise
             else:
+                self._unwritten.pop(id(conclusion), None)
                 return
 
     def _say(self, cause: str, text: str, *, level: int = logging.WARNING) -> None:

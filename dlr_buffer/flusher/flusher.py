@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,6 +90,12 @@ class Flusher:
             if (running := self._running.get(name)) is not None:
                 running.arrived(receipts)
 
+    def forget(self, replayed: Mapping[str, Sequence[int]]) -> None:
+        """An admin made these receipts of these accounts due now: nothing is held against them any more."""
+        for name, request_ids in replayed.items():
+            if (running := self._running.get(name)) is not None:
+                running.forget(request_ids)
+
     def views(self) -> tuple[AccountView, ...]:
         """Every account that is configured or has rows, by name."""
         views = {name: running.view() for name, running in self._running.items()}
@@ -117,8 +123,9 @@ class Flusher:
         return self._view(name)
 
     def problems(self) -> tuple[str, ...]:
-        """Loops that ended on their own."""
-        return tuple(problem for running in self._running.values() if (problem := running.failed) is not None)
+        """Loops that ended on their own, and answers that can't be written."""
+        found = [each for running in self._running.values() for each in (running.failed, running.unwritten)]
+        return tuple(problem for problem in found if problem is not None)
 
     async def stop(self, grace_ms: int) -> None:
         """Stop all, each with the same grace for what is under way."""

@@ -43,6 +43,8 @@ class Work:
     claimed: tuple[Claimed, ...]
     probe: bool = False
     halving: Halving | None = None
+    behind: bool = False
+    """It was left behind: it has drawn an outage alone, or was refused, before."""
 
     @property
     def request_ids(self) -> list[int]:
@@ -62,6 +64,8 @@ class Conclusion:
     acknowledged: Sequence[Acknowledged] = ()
     refused: list[Refused] = field(default_factory=list)
     returned: list[int] = field(default_factory=list)
+    behind: set[int] = field(default_factory=set)
+    """Those of the returned ones that ought to be kept apart, but that there was no room for."""
 
 
 class Say(Protocol):
@@ -88,15 +92,22 @@ class Judge:
         self.asides = Asides()
         self.acquitted: list[int] = []
         """Receipts that may be claimed as fresh ones again; the account tells the queue."""
+        self.left_behind = False
+        """Whether there are receipts that nobody remembers, and that the queue does not offer before it starts over."""
         self._evidence = Evidence()
         self._accused_at = -1
         self._blamed: set[int] = set()
         """Receipts refused since something was acknowledged."""
+        self._blamed_last_ms = 0
         self._convicted: dict[int, None] = {}
 
     def __contains__(self, request_id: object) -> bool:
         """Whether this receipt is kept apart from the fresh ones."""
         return request_id in self.suspects or request_id in self.asides
+
+    def kept_apart(self) -> set[int]:
+        """The ids of all that are kept apart."""
+        return {*self.suspects.ids(), *self.asides.ids()}
 
     def __len__(self) -> int:
         """How many receipts are kept apart."""
@@ -111,6 +122,22 @@ class Judge:
         unconfirmed = len(self.suspects) and self._evidence.acknowledged == self._accused_at
         return bool(unconfirmed) or len(self.suspects) >= MAX_SUSPECTS
 
+    @property
+    def acknowledged(self) -> int:
+        """How many receipts were acknowledged so far."""
+        return self._evidence.acknowledged
+
+    @property
+    def refusals_wait_until_ms(self) -> int | None:
+        """Monotonic time until which receipts that were refused before are not tried, None if they may be.
+
+        Where nothing goes through between, another one would put the account in question.
+        """
+        if len(self._blamed) < MAX_BLAMED:
+            return None
+        until_ms = self._blamed_last_ms + self.settings.health.retry_max_ms
+        return until_ms if self._clock.monotonic_ms() < until_ms else None
+
     def nudge(self) -> None:
         """Something was changed that may mend the account: it may be probed at once."""
         self.health = self.health.nudged(self._clock.now_ms())
@@ -121,6 +148,12 @@ class Judge:
             # An admin replays it: nothing is held against it any more.
             self._convicted.pop(request_id, None)
             self.asides.remove([request_id])
+
+    def forget(self, request_ids: Sequence[int]) -> None:
+        """An admin replays these, which are not in flight: those that are kept apart may go as fresh ones."""
+        for request_id in request_ids:
+            self._convicted.pop(request_id, None)
+        self.acquitted += self.asides.release(request_ids)
 
     def put_back(self, work: Work) -> None:
         """These were picked, but are not sent after all."""
@@ -238,6 +271,7 @@ class Judge:
                 conclusion.refused.append(fault)
                 if not conclusion.acknowledged:
                     self._blamed.add(fault.request_id)
+                    self._blamed_last_ms = self._clock.monotonic_ms()
                 self.asides.remove([fault.request_id])
             else:
                 unproven.append(fault)
@@ -255,8 +289,8 @@ class Judge:
             " sending stops but for probes. Check the account's url and Smartswitch",
         )
         for fault in unproven:
-            self._set_aside(fault.request_id, strike=False, refused=alone)
             conclusion.returned.append(fault.request_id)
+            self._set_aside(conclusion, fault.request_id, strike=False, refused=alone)
 
     def _may_blame(self, fault: Refused) -> bool:
         """Whether it is believable that the receipt is bad.
@@ -266,11 +300,12 @@ class Judge:
         return fault.request_id in self._blamed or len(self._blamed) < MAX_BLAMED
 
     def _authentication_failed(self, work: Work, error: ReceiptError, *, coded: bool) -> Conclusion:
-        if not coded and work.alone is not None and self._own_fault(work.alone):
-            return self._strike(work.alone, error)
+        if not coded and work.alone is not None and self._is_suspect(work, work.alone):
+            return self._outage_of_suspect(work, work.alone, error)
         self._suspend_judgement(work)
+        conclusion = Conclusion(returned=work.request_ids)
         if work.alone is not None:
-            self._set_aside(work.alone, strike=not coded and self._others_succeeded(work.alone))
+            self._set_aside(conclusion, work.alone, strike=not coded and self._others_succeeded(work.alone))
         self.health = self.health.authentication_failed(
             self.settings.health, cause=f"{error.code}: {error.title}", now_ms=self._clock.now_ms()
         )
@@ -279,12 +314,12 @@ class Judge:
             f"Smartswitch refuses the login or password ({error.code}: {error.title}); nothing is lost,"
             " sending stops but for probes. Correct the credentials and reload",
         )
-        return Conclusion(returned=work.request_ids)
+        return conclusion
 
     def _outage(self, work: Work, error: ReceiptError, retry_after_ms: int | None) -> Conclusion:
         alone = work.alone
-        own_fault = alone is not None and self._own_fault(alone)
-        if not own_fault:
+        suspect = alone is not None and self._is_suspect(work, alone)
+        if not suspect:
             self.health = self.health.outage(
                 self.settings.health,
                 cause=error.code,
@@ -294,17 +329,16 @@ class Judge:
                 now_ms=self._clock.now_ms(),
             )
         open_still = self.health.state is HealthState.OPEN
-        if alone is not None and own_fault:
-            self._follow_halving(work, found_bad=True)
-            return self._strike(
-                alone, error, wait_ms=min(retry_after_ms or 0, self.settings.health.retry_max_ms)
-            )
+        if alone is not None and suspect:
+            wait_ms = min(retry_after_ms or 0, self.settings.health.retry_max_ms)
+            return self._outage_of_suspect(work, alone, error, wait_ms=wait_ms)
         self._say(error.code, f"no usable answer: {error.detail}")
+        conclusion = Conclusion(returned=work.request_ids)
         if alone is not None:
             succeeded = self._others_succeeded(alone)
             if succeeded or work.probe or alone in self.asides:
                 self._follow_halving(work, found_bad=True)
-                self._set_aside(alone, strike=succeeded)
+                self._set_aside(conclusion, alone, strike=succeeded)
             else:
                 self._suspend_judgement(work)
         elif open_still and any(self._evidence.others_succeeded(each) for each in work.request_ids):
@@ -313,7 +347,7 @@ class Judge:
             self.suspects.split(work.request_ids)
         else:
             self._suspend_judgement(work)
-        return Conclusion(returned=work.request_ids)
+        return conclusion
 
     # Suspicion
 
@@ -324,25 +358,37 @@ class Judge:
             return self._evidence.others_succeeded(request_id)
         return self._evidence.acknowledged > aside.acknowledged_before
 
-    def _own_fault(self, request_id: int) -> bool:
+    def _is_suspect(self, work: Work, request_id: int) -> bool:
         """Whether an outage that this receipt drew alone says nothing about the account.
 
-        It has done so before, and others go through.
+        It has done so before, while others went through.
         """
-        if self.health.state is not HealthState.OPEN or not self._others_succeeded(request_id):
+        if self.health.state is not HealthState.OPEN:
             return False
         aside = self.asides.get(request_id)
-        return request_id in self._convicted or (aside is not None and aside.strikes > 0)
+        return work.behind or request_id in self._convicted or (aside is not None and aside.strikes > 0)
+
+    def _outage_of_suspect(
+        self, work: Work, request_id: int, error: ReceiptError, *, wait_ms: int = 0
+    ) -> Conclusion:
+        self._follow_halving(work, found_bad=True)
+        if self._others_succeeded(request_id):
+            return self._strike(request_id, error, wait_ms=wait_ms)
+        # Nothing went through since it was tried last: it proves nothing against the receipt either.
+        conclusion = Conclusion(returned=[request_id])
+        self._set_aside(conclusion, request_id, strike=False, wait_ms=wait_ms)
+        return conclusion
 
     def _strike(self, request_id: int, error: ReceiptError, *, wait_ms: int = 0) -> Conclusion:
         """Hold an outage against the receipt itself; from the tenth on it counts as a refusal."""
+        conclusion = Conclusion(returned=[request_id])
         strikes = (
             STRIKES_TO_REFUSE
             if request_id in self._convicted
-            else self._set_aside(request_id, strike=True, wait_ms=wait_ms)
+            else self._set_aside(conclusion, request_id, strike=True, wait_ms=wait_ms)
         )
         if strikes < STRIKES_TO_REFUSE:
-            return Conclusion(returned=[request_id])
+            return conclusion
         self._convicted[request_id] = None
         while len(self._convicted) > MAX_SUSPECTS:
             self._convicted.pop(next(iter(self._convicted)))
@@ -354,18 +400,30 @@ class Judge:
         )
         return Conclusion(refused=[Refused(request_id, blamed)])
 
-    def _set_aside(self, request_id: int, *, strike: bool, refused: bool = False, wait_ms: int = 0) -> int:
+    def _set_aside(
+        self,
+        conclusion: Conclusion,
+        request_id: int,
+        *,
+        strike: bool,
+        refused: bool = False,
+        wait_ms: int = 0,
+    ) -> int:
+        """Keep a receipt that ``conclusion`` returns apart; returns its strikes."""
         aside = self.asides.get(request_id)
         strikes = (aside.strikes if aside is not None else 0) + strike
         wait_ms = max(wait_ms, self.settings.policy.backoff_ms(max(1, strikes)))
-        strikes, dropped = self.asides.put(
+        kept = self.asides.put(
             request_id,
             strike=strike,
             refused=refused,
             due_ms=self._clock.now_ms() + wait_ms,
             acknowledged=self._evidence.acknowledged,
         )
-        self.acquitted += dropped
+        if kept is None:
+            # Offered at once as the oldest fresh one, it would be in the way of all others.
+            conclusion.behind.add(request_id)
+            self.left_behind = True
         return strikes
 
     def _follow_halving(self, work: Work, *, found_bad: bool) -> None:
@@ -383,6 +441,9 @@ class Judge:
     def _close_halving(self, work: Work) -> None:
         if work.halving is not None:
             self.suspects.close(work.halving)
+            # Who was taken away (held, for one) when the rest of the half was claimed may have come back.
+            claimed = set(work.request_ids)
+            self.acquitted += [each for each in work.halving.left if each not in claimed]
 
     def _suspend_judgement(self, work: Work) -> None:
         """The account, not the group, is in question: a bisection goes on later where it was."""

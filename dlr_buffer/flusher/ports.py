@@ -48,6 +48,17 @@ class Outbox(Protocol):
         """
         ...
 
+    async def claim_newest(self, account: str, *, excluding: Container[int]) -> Claim:
+        """Claim the newest fresh receipt but ``excluding``."""
+        ...
+
+    async def claim_behind(self, account: str, *, after: int, excluding: Container[int]) -> Claim:
+        """Claim the first fresh receipt with an id above ``after``, but ``excluding``, of those that `claim` passed.
+
+        That were returned apart; `claim` does not come back to them by itself.
+        """
+        ...
+
     async def claim_these(self, account: str, request_ids: Sequence[int]) -> Claim:
         """Claim those of the named receipts that can be."""
         ...
@@ -59,13 +70,15 @@ class Outbox(Protocol):
         acknowledged: Sequence[Acknowledged] = (),
         refused: Sequence[Refused] = (),
         returned: Sequence[int] = (),
+        apart: Container[int] = (),
         sent: bool = True,
         policy: RefusalPolicy,
         now_ms: int,
     ) -> Settled:
         """Write what came of a request in one transaction and end its claims.
 
-        ``returned`` are not to blame and wait again; ``sent`` False says that they were not on the wire.
+        ``returned`` are not to blame and wait again; ``sent`` False says that they were not on the wire. Those
+        of them that are ``apart`` are claimed by name only, until they are returned once more without it.
         """
         ...
 

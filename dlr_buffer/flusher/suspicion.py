@@ -140,6 +140,10 @@ class Suspects:
         """Whether this receipt is under suspicion."""
         return request_id in self._ids
 
+    def ids(self) -> frozenset[int]:
+        """Every receipt under suspicion."""
+        return frozenset(self._ids)
+
     def accuse(self, request_ids: Sequence[int]) -> None:
         """This group, as a whole, was refused (or must hold the bad one): halve it."""
         middle = (len(request_ids) + 1) // 2
@@ -213,24 +217,39 @@ class Asides:
 
     def put(
         self, request_id: int, *, strike: bool, refused: bool, due_ms: int, acknowledged: int
-    ) -> tuple[int, list[int]]:
+    ) -> int | None:
         """Keep a receipt apart after an outage that it drew alone, or after it was ``refused`` alone.
 
-        Returns its strikes, and the ids of others that had to go back to the queue to make room.
+        Returns its strikes; None if there is no room for another one. (To drop one instead, with what is held
+        against it, would let none ever come to its end where there are more than fit.)
         """
         before = self._asides.pop(request_id, None)
+        if before is None and len(self._asides) >= MAX_ASIDES:
+            return None
         strikes = (before.strikes if before is not None else 0) + strike
         refused = refused or (before is not None and before.refused)
         self._asides[request_id] = Aside(strikes, due_ms, acknowledged, refused)
-        dropped: list[int] = []
-        while len(self._asides) > MAX_ASIDES:
-            dropped.append(self._asides.popitem(last=False)[0])
-        return strikes, dropped
+        return strikes
+
+    def ids(self) -> frozenset[int]:
+        """Every receipt that is kept apart."""
+        return frozenset(self._asides)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room for many more."""
+        return len(self._asides) <= MAX_ASIDES // 2
 
     def remove(self, request_ids: Iterable[int]) -> None:
         """These are settled or gone."""
         for request_id in request_ids:
             self._asides.pop(request_id, None)
+
+    def release(self, request_ids: Iterable[int]) -> list[int]:
+        """Let go of those of these that are kept apart, and not on the wire; returns their ids."""
+        released = [each for each in request_ids if each in self._asides and each not in self._on_the_wire]
+        self.remove(released)
+        return released
 
     def depart(self, request_id: int) -> None:
         """It goes on the wire: it is not offered again before it has landed."""
@@ -240,27 +259,37 @@ class Asides:
         """These are back from the wire, and what came of them is settled."""
         self._on_the_wire.difference_update(request_ids)
 
-    def due(self, now_ms: int, horizon_ms: int) -> int | None:
-        """One whose wait is over, if any.
+    def due(self, now_ms: int, horizon_ms: int, acknowledged: int) -> int | None:
+        """One whose wait is over, if any; ``acknowledged`` is how many receipts were so far.
 
-        One more than ``horizon_ms`` ahead counts as due (the clock was set back).
+        One that waits for more than ``horizon_ms`` and its own patience counts as due (the clock was set back).
         """
-        return next(
-            (
-                each
-                for each, aside in self._asides.items()
-                if each not in self._on_the_wire
-                and (aside.due_ms <= now_ms or aside.due_ms > now_ms + horizon_ms)
-            ),
-            None,
-        )
+        for request_id, aside in self._asides.items():
+            due_ms = self._due_ms(aside, horizon_ms, acknowledged)
+            late = due_ms <= now_ms or aside.due_ms > now_ms + horizon_ms
+            if late and request_id not in self._on_the_wire:
+                return request_id
+        return None
 
-    def next_due_ms(self) -> int | None:
+    def next_due_ms(self, horizon_ms: int, acknowledged: int) -> int | None:
         """When the next one's wait is over."""
         return min(
-            (aside.due_ms for each, aside in self._asides.items() if each not in self._on_the_wire),
+            (
+                self._due_ms(aside, horizon_ms, acknowledged)
+                for request_id, aside in self._asides.items()
+                if request_id not in self._on_the_wire
+            ),
             default=None,
         )
+
+    @staticmethod
+    def _due_ms(aside: Aside, horizon_ms: int, acknowledged: int) -> int:
+        """When it may be tried again.
+
+        While nothing else goes through another outage would prove nothing, so it has patience then.
+        """
+        proves_nothing = aside.strikes and acknowledged == aside.acknowledged_before
+        return aside.due_ms + horizon_ms if proves_nothing else aside.due_ms
 
     def longest_untried(self) -> int | None:
         """The one that was tried longest ago, for a probe when nothing else is there."""

@@ -18,12 +18,12 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dlr_buffer.clock import Clock
-from dlr_buffer.errors import DlrBufferError, NotFound, Overloaded
+from dlr_buffer.errors import DlrBufferError, NotFound
 from dlr_buffer.local_api.bodies import BodyRoom, ClientGone
 from dlr_buffer.local_api.openapi import openapi_document
 from dlr_buffer.local_api.operations import OPERATIONS, Operation
 from dlr_buffer.local_api.ports import Accounts, Expiry, Vitals
-from dlr_buffer.local_api.problems import ProblemCode, Refusal, code_of, problem_response
+from dlr_buffer.local_api.problems import ProblemCode, Refusal, code_of, problem_response, stopping
 from dlr_buffer.local_api.services import Endpoint, Services
 from dlr_buffer.receipt_queue.queue import ReceiptQueue
 
@@ -143,9 +143,7 @@ class _Resource:
         except asyncio.CancelledError:
             # Only the server cancels, at the end of its grace. The request may be carried out all the same, and is
             # harmless to repeat.
-            return problem_response(
-                Overloaded("the daemon is stopping and did not wait for this request; send it again", 5)
-            )
+            return problem_response(stopping())
         except ClientGone:
             raise
         except Exception:  # the last line of defence: even a defect is answered as a problem, and logged

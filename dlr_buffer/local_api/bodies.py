@@ -42,13 +42,25 @@ class ClientGone(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """How much may come in (DESIGN §5): one body, all bodies in flight, items in one request, seconds of silence."""
+    """How much may come in (DESIGN §5): one body, all bodies in flight, items in one request; and how long it takes."""
 
     body_bytes: int = 16 * 1024 * 1024
     bodies_bytes: int = 64 * 1024 * 1024
     items: int = 50_000
     silence_s: float = 30.0
     """A body that stops coming for so long is given up: it would keep others out."""
+    whole_s: float = 60.0
+    """So is one that drips: the largest comes in a second from a client that has it at hand."""
+
+    @property
+    def small_bytes(self) -> int:
+        """A body is small up to this size: what apps send all day, and a bulk request of a thousand items."""
+        return self.body_bytes // 128
+
+    @property
+    def kept_for_small_bytes(self) -> int:
+        """Room that larger bodies leave free, so that a few of them cannot keep out everybody else."""
+        return self.bodies_bytes // 8
 
 
 class BodyRoom:
@@ -59,9 +71,12 @@ class BodyRoom:
         self.limits = limits or BodyLimits()
         self.held_bytes = 0
 
-    def take(self, size: int) -> None:
-        """Make room for ``size`` bytes; raises Overloaded if there is none."""
-        if self.held_bytes + size > self.limits.bodies_bytes:
+    def take(self, size: int, held: int = 0) -> None:
+        """Make room for ``size`` bytes of a body that holds ``held`` already; raises Overloaded if there is none."""
+        limit = self.limits.bodies_bytes
+        if held + size > self.limits.small_bytes:
+            limit -= self.limits.kept_for_small_bytes
+        if self.held_bytes + size > limit:
             raise Overloaded(
                 f"the bodies of all requests in work take over {self.limits.bodies_bytes} bytes together; "
                 "send this one again in a moment"
@@ -91,27 +106,35 @@ async def read_body(scope: Scope, receive: Receive, room: BodyRoom) -> bytes:
         return body
     pieces = bytearray()
     taken = 0
+    clock = asyncio.get_running_loop().time
+    last_s = clock() + limits.whole_s
     try:
         while True:
-            room.take(len(body))
+            room.take(len(body), taken)
             taken += len(body)
             pieces += body
             _check_length(len(pieces), limits)
             if not message.get("more_body", False):
                 return bytes(pieces)
             try:
-                async with asyncio.timeout(limits.silence_s):
+                async with asyncio.timeout(min(limits.silence_s, last_s - clock())):
                     message = await receive()
             except TimeoutError:
                 raise Refusal(
-                    ProblemCode.MALFORMED,
-                    f"the body stopped coming: {len(pieces)} bytes, then {limits.silence_s:g} s of silence",
-                    headers={"connection": "close"},
+                    ProblemCode.MALFORMED, _too_slow(len(pieces), limits, late=clock() >= last_s)
                 ) from None
             body = _piece(message)
     except BaseException:
         room.give_back(taken)
         raise
+
+
+def _too_slow(come: int, limits: BodyLimits, *, late: bool) -> str:
+    if late:
+        return (
+            f"the body comes too slowly: {come} bytes in {limits.whole_s:g} s; send it once you have it all"
+        )
+    return f"the body stopped coming: {come} bytes, then {limits.silence_s:g} s of silence"
 
 
 def _piece(message: MutableMapping[str, Any]) -> bytes:

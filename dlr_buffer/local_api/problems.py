@@ -133,13 +133,22 @@ def problem_response(error: DlrBufferError, *, facts: Mapping[str, Any] | None =
         case Overloaded() | StorageFull():
             headers["retry-after"] = str(error.retry_after_s)
         case StoreUnavailable():
-            detail = f"the database is not available, so nothing was stored: {detail}"
+            detail = f"the database is not available, so nothing is acknowledged: {detail}"
             headers["retry-after"] = str(_UNAVAILABLE_RETRY_AFTER_S)
         case _:
             if code is ProblemCode.INTERNAL:  # not written for a client's eyes
                 detail = "an error that nobody foresaw; the daemon's log has it"
+    if facts:
+        detail = f"{detail}; what is counted here was stored before that, and stays so"
     body = {**_standing_members(code), "detail": detail, "code": code.value, **known, **(facts or {})}
     return Response(msgspec.json.encode(body), code.status, headers, CONTENT_TYPE)
+
+
+def stopping() -> Overloaded:
+    """Build the error for a request that the daemon does not finish because it stops."""
+    return Overloaded(
+        "the daemon is stopping and did not wait for this request; send it again", _UNAVAILABLE_RETRY_AFTER_S
+    )
 
 
 def problem_body(code: ProblemCode, detail: str) -> bytes:

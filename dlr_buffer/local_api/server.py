@@ -1,35 +1,55 @@
 """Serving an app on a bound socket: uvicorn's HTTP protocol, our own start and stop.
 
 uvicorn's Server is left out, for it wakes ten times a second, takes the signals, and polls when it stops. Its protocol
-class is used as it is but for three things: requests that are not HTTP get a problem as well, and never in the place of
-an answer that is still owed; a client that closes its sending side early still gets its answer; and the head
-of a request is bounded.
+class is used as it is but for this: requests that are not HTTP get a problem as well, and never in the place of an
+answer that is still owed; a client that closes its sending side early still gets its answer; a request that is answered
+before its body came whole ends the connection, after a little more of the body is dropped; requests sent ahead of their
+turn wait as bytes, and no more is read meanwhile; and connections are bounded in number, and in the time that they keep
+waiting (`connections`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Iterable
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from dlr_buffer.local_api.connections import ACCEPTED_AT_ONCE, ConnectionLimits, ConnectionRoom, Phase
 from dlr_buffer.local_api.problems import CONTENT_TYPE, ProblemCode, problem_body
 from dlr_buffer.local_api.sockets import BACKLOG, BoundSocket
 
-_KEEP_ALIVE_S = 75
-_MAX_HEAD_BYTES = 64 * 1024
+_MAX_HEAD_BYTES = 16 * 1024
+"""Every id, filter and cursor of ours fits in a quarter of it."""
+_MAX_READ_BYTES = 64 * 1024
+"""So much is read at once from one connection, and at most kept unread for it."""
+_PARSED_AT_ONCE_BYTES = 2 * 1024
+"""Pipelined requests become objects fifty times their size; so they are parsed a little at a time."""
 _LAST_WORDS_S = 1.0
+_RETRY_AFTER_S = 5
+_LOG_EVERY_S = 60.0
+
+_logger = logging.getLogger(__name__)
 
 
 class ApiServer:
     """Serves ``app`` on ``sock`` until it is stopped."""
 
-    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
-        """``sock`` is bound already, and closed by `stop`."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        *,
+        name: str = "socket",
+        limits: ConnectionLimits | None = None,
+    ) -> None:
+        """``sock`` is bound already, and closed by `stop`; ``name`` is what admins know it by."""
         self._config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -41,10 +61,12 @@ class ApiServer:
             proxy_headers=False,
             server_header=False,
             date_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
+            # It warns of every request that is not HTTP: one bad client would flood the log.
+            log_level="error",
         )
         self._sock = sock
-        self._state = _State()
+        self._name = name
+        self._state = _State(name, limits or ConnectionLimits())
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -55,7 +77,34 @@ class ApiServer:
             return _Protocol(self._config, self._state)
 
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(connect, sock=self._sock, backlog=BACKLOG)
+        self._server = await loop.create_server(connect, sock=self._sock, backlog=ACCEPTED_AT_ONCE)
+        # The loop takes its backlog for both: how many it accepts at once, and how many may wait to be accepted.
+        self._sock.listen(BACKLOG)
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return self._state.room.open
+
+    @property
+    def refused(self) -> int:
+        """How many connections were answered 503 since the start because there were too many."""
+        return self._state.room.refused
+
+    @property
+    def alarm(self) -> str | None:
+        """A sentence for admins while connections are refused, or were within the last minute."""
+        room = self._state.room
+        if not room.is_full(asyncio.get_running_loop().time()):
+            return None
+        return (
+            f"the {self._name} is full: connections beyond {room.limits.connections} are answered 503"
+            f" ({room.refused} so far); look which programs hold so many open"
+        )
+
+    def allow(self, limits: ConnectionLimits) -> None:
+        """Go by other limits from now on; what is open beyond them stays."""
+        self._state.room.limits = limits
 
     async def stop(self, grace_ms: int) -> None:
         """Take no new connections, close idle ones, answer what is in work for at most ``grace_ms``, then close.
@@ -69,6 +118,7 @@ class ApiServer:
             self._server.close()
             self._server = None
         self._sock.close()
+        self._state.look_no_more()
         for connection in list(self._state.connections):
             connection.shutdown()
         await self._wait_until_idle(grace_ms / 1000)
@@ -94,11 +144,16 @@ class ApiServer:
 
 
 class _State(ServerState):
-    """uvicorn's registry of connections and tasks, which also says when one of them is gone."""
+    """uvicorn's registry of connections and tasks, which also says when one is gone, and ends what takes too long."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, limits: ConnectionLimits) -> None:
         super().__init__()
         self.changed = asyncio.Event()
+        self.room: ConnectionRoom[_Protocol] = ConnectionRoom(limits)
+        self._name = name
+        self._timer: asyncio.TimerHandle | None = None
+        self._logged_at_s: float | None = None
+        self._stopping = False
 
     def watch_tasks(self) -> None:
         for task in self.tasks:
@@ -108,40 +163,207 @@ class _State(ServerState):
     def _tell(self, _task: asyncio.Task[None]) -> None:
         self.changed.set()
 
+    def admit(self, connection: _Protocol, now_s: float) -> bool:
+        admitted, leaving = self.room.admit(connection, now_s)
+        if leaving is not None:
+            leaving.give_up(Phase.IDLE)
+        if not admitted and (self._logged_at_s is None or now_s >= self._logged_at_s + _LOG_EVERY_S):
+            self._logged_at_s = now_s
+            _logger.warning(
+                "the %s is full with %d connections: more are answered 503", self._name, self.room.open
+            )
+        return admitted
+
+    def look_in_time(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that `_look` runs when the next connection is overdue."""
+        deadline_s = self.room.next_deadline_s()
+        if deadline_s is None or self._stopping:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= deadline_s:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(deadline_s, self._look, loop)
+
+    def look_no_more(self) -> None:
+        """The server stops, and ends the connections in its own way."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def drop_unsent(self) -> None:
+        """Keep the answers that nobody takes within their bound, at the cost of those that wait longest."""
+        slow = self.room.waiting(Phase.ANSWER)
+        unsent = sum(connection.unsent_bytes for connection in slow)
+        for connection in slow[:-1]:
+            if unsent <= self.room.limits.unsent_bytes:
+                break
+            unsent -= connection.unsent_bytes
+            connection.give_up(Phase.ANSWER)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        for connection, phase in self.room.overdue(loop.time()):
+            connection.give_up(phase)
+        self.look_in_time(loop)
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control, which does not read on while bytes wait to be parsed."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self.held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
+class _LastWords(asyncio.Transport):
+    """What the answer to an unfinished request is written to: closing it lets the client come to reading the answer."""
+
+    def __init__(self, protocol: _Protocol) -> None:
+        super().__init__()
+        self._protocol = protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._protocol.transport.is_closing()
+
+    def close(self) -> None:
+        self._protocol.linger()
+
 
 class _Protocol(HttpToolsProtocol):
     server_state: _State
+    flow: _Flow
 
     def __init__(self, config: uvicorn.Config, server_state: _State) -> None:
         super().__init__(config, server_state, app_state={})
+        self._phase: Phase | None = None
         self._head_bytes = 0
+        self._unread = b""
+        self._fault: str | None = None
+        # What becomes of the connection once the body of the current request has come whole.
+        self._keep_alive = False
+        # Bytes that may still come and are dropped, once the last answer is given; None before that.
+        self._dropping: int | None = None
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    # What the transport tells
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        transport.max_size = _MAX_READ_BYTES  # type: ignore[attr-defined]  # of every transport of a selector loop
+        self.flow = _Flow(transport)
+        if self.server_state.admit(self, self.loop.time()):
+            self._observe()
+        else:
+            self._end_with(
+                ProblemCode.OVERLOADED,
+                "too many connections are open on this socket; close some, or come again later",
+                f"retry-after: {_RETRY_AFTER_S}\r\n",
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.room.leave(self, self._phase)
+        self._phase = None
         super().connection_lost(exc)
         self.server_state.changed.set()
 
     def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data)
-        super().data_received(data)
-        if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"the head of the request is longer than {_MAX_HEAD_BYTES} bytes")
-
-    def on_headers_complete(self) -> None:
-        self._head_bytes = 0
-        super().on_headers_complete()
-        if self.expect_100_continue:
-            # A client that waits for leave to send its body may never send it, once refused: do not wait for it.
-            self.cycle.keep_alive = False
-
-    def on_body(self, body: bytes) -> None:
-        self._head_bytes = 0
-        super().on_body(body)
+        if self._dropping is not None:
+            self._dropping -= len(data)
+            if self._dropping < 0:
+                self.transport.close()
+            return
+        received, self._unread = self._unread + data, b""
+        self._parse(received)
+        cycle = self._current()
+        if cycle is not None and cycle.more_body and not cycle.response_complete:
+            cycle.transport = _LastWords(self)
+        self._observe()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes a bool: keep the sending side open
         if self._owes_answer():
             self.cycle.keep_alive = False
             return True
         return False
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._observe()
+        self.server_state.drop_unsent()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._observe()
+
+    # What the parser tells
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        upgrade = self.parser.should_upgrade()
+        if upgrade and any(name in {b"content-length", b"transfer-encoding"} for name, _ in self.headers):
+            self._fault = "it asks for an upgrade and has a body; send it without Upgrade"
+            raise ValueError(self._fault)  # which becomes the parser's error, without the text
+        super().on_headers_complete()
+        # An answer that goes out before the body came whole is the last one: the rest of the body is not waited for.
+        self._keep_alive = self.cycle.keep_alive and not upgrade
+        self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._head_bytes = 0
+        super().on_message_complete()
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keep_alive
+
+    # What the cycle and the server tell
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # idle connections are the room's
+        if self._unread and not self.pipeline and not self.transport.is_closing():
+            unread, self._unread = self._unread, b""
+            self.flow.held = False
+            self._parse(unread)
+            self.flow.resume_reading()
+        self._observe()
+
+    def shutdown(self) -> None:
+        self._keep_alive = False
+        super().shutdown()
+
+    def linger(self) -> None:
+        """Close the connection; while its client is still sending a body, drop some of that first."""
+        cycle = self._current()
+        if cycle is None or not cycle.more_body or self.transport.is_closing():
+            self.transport.close()
+        else:
+            self._dropping = self.server_state.room.limits.linger_bytes
+            self.transport.write_eof()
+
+    def give_up(self, phase: Phase) -> None:
+        """Close the connection, which was too long in ``phase``."""
+        match phase:
+            case Phase.HEAD:
+                limit_s = self.server_state.room.limits.head_s
+                self.send_400_response(f"its head did not come whole within {limit_s:g} s")
+            case Phase.IDLE if not self.unsent_bytes:
+                self.transport.close()
+            case Phase.IDLE | Phase.ANSWER | Phase.LINGER:  # nobody reads: closing would wait for that
+                self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         if self._owes_answer():
@@ -153,20 +375,57 @@ class _Protocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:  # the garbage is in the body
             cycle.disconnected = True
             cycle.message_event.set()
-        body = problem_body(ProblemCode.MALFORMED, f"this is not HTTP/1.1 as it should be: {msg}")
-        self.transport.writelines(_head(ProblemCode.MALFORMED.status, len(body)))
-        self.transport.write(body)
-        self.transport.close()
+        self._end_with(ProblemCode.MALFORMED, f"this is not HTTP/1.1 as it should be: {self._fault or msg}")
+
+    def _parse(self, received: bytes) -> None:
+        """Hand over what was received a little at a time; keep it unread while earlier requests wait for their turn."""
+        for start in range(0, len(received), _PARSED_AT_ONCE_BYTES):
+            if self.transport.is_closing():
+                return
+            if self.pipeline:
+                self._unread = received[start:]
+                self.flow.held = True
+                self.flow.pause_reading()
+                return
+            piece = received[start : start + _PARSED_AT_ONCE_BYTES]
+            self._head_bytes += len(piece)
+            super().data_received(piece)
+            if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"its head is longer than {_MAX_HEAD_BYTES} bytes")
+
+    def _observe(self) -> None:
+        """Tell the room what this connection waits for now."""
+        phase: Phase | None = None
+        if self.transport.is_closing():
+            phase = Phase.ANSWER if self.unsent_bytes else None
+        elif self.flow.write_paused:
+            phase = Phase.ANSWER
+        elif self._dropping is not None:
+            phase = Phase.LINGER
+        elif (cycle := self._current()) is None or cycle.response_complete:
+            phase = Phase.HEAD if self._head_bytes else Phase.IDLE
+        if phase is not self._phase:
+            self.server_state.room.move(self, self._phase, phase, self.loop.time())
+            self._phase = phase
+            if phase is not None:
+                self.server_state.look_in_time(self.loop)
 
     def _owes_answer(self) -> bool:
         """Whether the last request came whole and is not answered yet."""
         cycle = self._current()
         return cycle is not None and not cycle.response_complete and not cycle.more_body
 
+    def _end_with(self, code: ProblemCode, detail: str, headers: str = "") -> None:
+        body = problem_body(code, detail)
+        self.transport.writelines(_head(code.status, len(body), headers))
+        self.transport.write(body)
+        self.transport.close()
+        self._observe()
+
     def _current(self) -> RequestResponseCycle | None:
         return self.cycle  # uvicorn declares it without the None that it begins with
 
 
-def _head(status: int, length: int) -> Iterable[bytes]:
+def _head(status: int, length: int, headers: str) -> Iterable[bytes]:
     yield STATUS_LINE[status]
-    yield f"content-type: {CONTENT_TYPE}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n".encode()
+    yield f"content-type: {CONTENT_TYPE}\r\ncontent-length: {length}\r\n{headers}connection: close\r\n\r\n".encode()

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 
 from dlr_buffer.errors import DlrBufferError, NotFound
 from dlr_buffer.local_api.bodies import BodyRoom, ItemDecoder, T, is_ndjson, read_body
-from dlr_buffer.local_api.problems import MalformedItem, code_of, problem_response
+from dlr_buffer.local_api.problems import MalformedItem, code_of, problem_response, stopping
 from dlr_buffer.local_api.resources import (
     BulkRegistered,
     BulkReported,
@@ -54,7 +54,7 @@ async def register(services: Services, scope: Scope, receive: Receive) -> Respon
                 "duplicates": summary.duplicates,
                 "errors": summary.errors,
             }
-            return problem_response(broken.cause, facts=facts)
+            return problem_response(_why(broken), facts=facts)
         return Response(encode(_registered(results)), 200, media_type=JSON)
     finally:
         services.room.give_back(len(body))
@@ -72,7 +72,7 @@ async def report(services: Services, scope: Scope, receive: Receive) -> Response
         except Interrupted as broken:
             summary = _reported(broken.done)
             facts = {"queued": summary.queued, "duplicates": summary.duplicates, "errors": summary.errors}
-            return problem_response(broken.cause, facts=facts)
+            return problem_response(_why(broken), facts=facts)
         return Response(encode(_reported(results)), 200, media_type=JSON)
     finally:
         services.room.give_back(len(body))
@@ -124,6 +124,10 @@ async def _report_one(services: Services, item: Report) -> Response:
     if view.receipts and view.receipts[-1].receipt.message_state is item.message_state:
         return Response(encode(receipt_resource(view.receipts[-1].receipt)), 200, media_type=JSON)
     return Response(encode(message_view_resource(view)), 200, media_type=JSON)
+
+
+def _why(broken: Interrupted) -> DlrBufferError:
+    return broken.cause if isinstance(broken.cause, DlrBufferError) else stopping()
 
 
 async def _look_up(services: Services, message: Message) -> MessageView | None:

@@ -7,6 +7,7 @@ the rest is the Store's. HTTP, JSON and who may ask live in `dlr_buffer.local_ap
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -62,11 +63,12 @@ class QueueSettings:
 class Interrupted(Exception):
     """A bulk request broke off in the middle.
 
-    ``done`` are the results so far (committed), ``cause`` is why.
+    ``done`` are the results so far (committed), ``cause`` is why: the store failed, or nobody waits any longer (then
+    the chunk in work may be carried out all the same).
     """
 
     done: Sequence[Registered | Reported | DlrBufferError]
-    cause: DlrBufferError
+    cause: DlrBufferError | asyncio.CancelledError
 
 
 class ReceiptQueue:
@@ -98,7 +100,7 @@ class ReceiptQueue:
     ) -> list[Registered | DlrBufferError]:
         """Register many, in order, each as if sent singly; an item that is an error already stays one.
 
-        Raises Interrupted if the store fails in the middle.
+        Raises Interrupted if the store fails, or the caller is cancelled, in the middle.
         """
 
         async def store(
@@ -115,7 +117,7 @@ class ReceiptQueue:
     async def report(self, items: Sequence[Report | DlrBufferError]) -> list[Reported | DlrBufferError]:
         """Report many states, in order, each as if sent singly.
 
-        Raises Interrupted if the store fails in the middle.
+        Raises Interrupted if the store fails, or the caller is cancelled, in the middle.
         """
 
         async def store(chunk: Sequence[Report]) -> Sequence[Reported | DlrBufferError]:
@@ -242,7 +244,7 @@ class ReceiptQueue:
             if good:
                 try:
                     stored = iter(await store(good))
-                except DlrBufferError as cause:
+                except (DlrBufferError, asyncio.CancelledError) as cause:
                     raise Interrupted(results, cause) from None  # type: ignore[arg-type]
                 results.extend(next(stored) if result is None else result for result in chunk)
             else:

@@ -11,8 +11,8 @@ Where the seed and JSON:API leave room:
   false), count as absent: some serialisers always write both members. ``errors`` as one object is one error.
   Any other ``errors`` that are not an array cannot be read: beside ``data`` they count as *both*, alone as
   *neither*.
-- A member that stands twice with different values contradicts itself: it is never ok and never our
-  request_id.
+- A member that stands twice with different values contradicts itself: it is never ok, and what it names is not
+  acknowledged, whatever other entries say of it.
 - A UTF-8 byte order mark is skipped (RFC 8259 §8.1 allows it); NaN and Infinity are not JSON.
 """
 
@@ -41,6 +41,9 @@ _MAX_ERRORS = 20
 _WINDOW = 16_384
 _MARGIN = 4_096
 """Of a long text, 16 Ki characters are looked at, the last 4 Ki of them only for a credential cut there."""
+MAX_ANSWER_VALUES = 200_000
+"""Commas and opening brackets in an answer: 4 MiB of the smallest values would take 40 times that in memory, and
+seconds to read. An entry has about eight, and a batch 10,000 entries at most."""
 _MAX_RETRY_AFTER_MS = 10**12
 _UNAUTHORISED = (401, 403)
 _TOO_LARGE = (413, 414, 431)
@@ -127,7 +130,8 @@ def classify(  # noqa: C901, PLR0912 - the table, row by row: in pieces its orde
     ``now_ms`` is the wall time in milliseconds, for a Retry-After date; ``redact`` takes the credentials out
     of every text that is kept.
     """
-    document, unreadable = (None, "it did not come whole") if http.fault else _document(http.body)
+    fault = http.fault or _crowd(http.body)
+    document, unreadable = (None, "it did not come whole") if fault else _document(http.body)
     errors, malformed_errors = _errors(document)
     status = http.status
     outage = partial(Outage, retry_after_ms=retry_after_ms(http.retry_after, now_ms))
@@ -145,8 +149,8 @@ def classify(  # noqa: C901, PLR0912 - the table, row by row: in pieces its orde
         return outage(
             "redirect", f"HTTP {status}: not followed, as the query holds the password; correct the URL"
         )
-    if http.fault is not None:
-        return outage(http.fault.cause, http.fault.detail)
+    if fault is not None:
+        return outage(fault.cause, fault.detail)
     if status in _REFUSAL:
         return RequestRefused(_http_error(http, errors, redact))
     if status not in _SUCCESS:
@@ -193,11 +197,11 @@ def retry_after_ms(value: str | None, now_ms: int) -> int | None:
 # --- the entries of data
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Contradiction:
-    """Stands for a member that was written twice with different values: equal to nothing, of no JSON type."""
+    """Stands for a member that was written with different ``values``: equal to nothing, of no JSON type."""
 
-
-_CONTRADICTION = _Contradiction()
+    values: tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -255,21 +259,28 @@ def _request_ids(entry: dict[str, Any], attributes: object) -> tuple[list[str], 
     It stands in ``meta`` in the seed's examples and is a member by its table. Numbers were read as text
     already.
     """
-    places = [entry.get("meta"), entry, attributes]
+    written = [entry.get("meta"), entry, attributes]
+    places = [place for each in written for place in _values(each)]
     values = [place["request_id"] for place in places if isinstance(place, dict) and "request_id" in place]
-    texts = [value for value in values if isinstance(value, str)]
-    return list(dict.fromkeys(texts)), not any(value is _CONTRADICTION for value in [*values, *places])
+    texts = [text for value in values for text in _values(value) if isinstance(text, str)]
+    sound = not any(isinstance(each, _Contradiction) for each in [*written, *values])
+    return list(dict.fromkeys(texts)), sound
+
+
+def _values(value: object) -> tuple[Any, ...]:
+    """Return everything that was written for a member."""
+    return value.values if isinstance(value, _Contradiction) else (value,)
 
 
 def _status(attributes: object) -> tuple[str | None, bool]:
     """Return the status as text (None: there is none), and whether it does not contradict itself."""
-    if attributes is _CONTRADICTION:
+    if isinstance(attributes, _Contradiction):
         return None, False
     value = attributes.get("status") if isinstance(attributes, dict) else None
     if isinstance(value, str):
         return value or None, True
     # Neither string nor number, but it came: the text is for people, and none of these is "ok".
-    return (None if value is None else _text(value)), value is not _CONTRADICTION
+    return (None if value is None else _text(value)), not isinstance(value, _Contradiction)
 
 
 def _response_id(entry: dict[str, Any], redact: Redact) -> str | None:
@@ -336,6 +347,13 @@ def _told(http: HttpAnswer, errors: list[Any], redact: Redact) -> str:
 # --- JSON and text
 
 
+def _crowd(body: bytes) -> Outage | None:
+    """Return what is wrong with a body that holds too many values, before they are made."""
+    if sum(map(body.count, (b",", b"[", b"{"))) <= MAX_ANSWER_VALUES:
+        return None
+    return Outage("too-long", f"the answer holds more than {MAX_ANSWER_VALUES:,} values")
+
+
 def _document(body: bytes) -> tuple[Any, str | None]:
     """Read JSON; return it and None, or None and why it cannot be read."""
     try:
@@ -361,10 +379,14 @@ def _refuse_constant(name: str) -> None:
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
-    if len(members) != len(pairs):
-        for name, value in pairs:
-            if members[name] != value:
-                members[name] = _CONTRADICTION
+    if len(members) == len(pairs):
+        return members
+    written: dict[str, list[Any]] = {}
+    for name, value in pairs:
+        written.setdefault(name, []).append(value)
+    for name, values in written.items():
+        if any(value != values[0] for value in values):
+            members[name] = _Contradiction(tuple(values))
     return members
 
 

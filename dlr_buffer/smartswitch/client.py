@@ -8,6 +8,10 @@ httpx's transport is used without its client: that would keep cookies, log a lin
 follow redirects, whereas here only one request goes to one place. The query is given to the transport as the
 raw request target, so httpx's own URL, and with it its logs and exceptions, never holds the credentials.
 Answers may echo them, though, so httpx and httpcore do not log at all.
+
+An answer belongs to the request before it. httpcore would take whatever else a server sent after an answer for
+the answer to the next request, so a connection is only used again if nothing was left over (`_left_over`) and
+the answer is no outage.
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+import httpcore
 import httpx
 
 from dlr_buffer import __version__
@@ -40,8 +47,16 @@ _HEADERS = {
     "Accept": "application/vnd.api+json, application/json",
     "Accept-Encoding": "identity",
 }
-_CUT_SHORT = "peer closed connection without sending complete message body"
-"""How h11 begins its text when an answer's body ends too early; it has no type of its own for that."""
+_CUT_SHORT = (
+    "peer closed connection without sending complete message body",
+    "peer unexpectedly closed connection",
+)
+"""How h11 begins its text when an answer's body ends too early (the second: in the middle of a chunk's header or of
+a trailer); it has no type of its own for that."""
+_PARSER_REST: Final = attrgetter("_httpcore_stream._stream._connection._h11_state.trailing_data")
+_PLAIN_QUEUE: Final = attrgetter("_stream._protocol.read_queue")
+_TLS_QUEUE: Final = attrgetter("_stream.transport_stream._protocol.read_queue")
+"""Where httpcore 1 and anyio 4 keep what they have read ahead; they show it nowhere in public."""
 # OpenSSL's X509_V_ERR_*: see openssl-verification-options(1).
 _TLS_NOT_YET_VALID = 9
 _TLS_EXPIRED = 10
@@ -117,14 +132,12 @@ class SmartswitchClient:
         """
         try:
             async with asyncio.timeout(self._settings.timeout_ms / 1000), self._places:
-                http = await self._exchange(self._request(receipts))
+                return await self._exchange(receipts)
         except TimeoutError:
             seconds = self._settings.timeout_ms / 1000
             return Outage("timeout", f"{self._peer} gave no complete answer within {seconds:g} s")
         except Exception as error:  # noqa: BLE001 - whatever httpx raises is translated here
             return self._outage(error)
-        asked = [receipt.request_id for receipt in receipts]
-        return classify(http, asked, now_ms=self._clock.now_ms(), redact=self._redact)
 
     async def aclose(self) -> None:
         """Close the connections; nothing may be under way."""
@@ -141,15 +154,35 @@ class SmartswitchClient:
         extensions = {"target": target.encode("ascii")}
         return httpx.Request("POST", self._origin, headers=headers, content=body, extensions=extensions)
 
-    async def _exchange(self, request: httpx.Request) -> HttpAnswer:
-        response = await self._transport.handle_async_request(request)
+    async def _exchange(self, receipts: Sequence[Receipt]) -> Answer:
+        request = self._request(receipts)
+        opened: list[httpcore.AsyncNetworkStream] = []
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                opened.append(info["return_value"])
+
+        request.extensions["trace"] = trace
+        try:
+            response = await self._transport.handle_async_request(request)
+        except BaseException:
+            # A TLS handshake that is cancelled (time is up) leaves its connection open (httpcore 1.0.9).
+            for stream in opened:
+                await stream.aclose()
+            raise
         try:
             body, fault = await self._read(response)
+            http = HttpAnswer(
+                response.status_code, response.reason_phrase, response.headers.get("Retry-After"), body, fault
+            )
+            asked = [receipt.request_id for receipt in receipts]
+            answer = classify(http, asked, now_ms=self._clock.now_ms(), redact=self._redact)
+            if isinstance(answer, Outage) or _left_over(response):
+                # What comes on it next may be the answer to another request.
+                await response.extensions["network_stream"].aclose()
         finally:
             await response.aclose()
-        return HttpAnswer(
-            response.status_code, response.reason_phrase, response.headers.get("Retry-After"), body, fault
-        )
+        return answer
 
     async def _read(self, response: httpx.Response) -> tuple[bytes, Outage | None]:
         """Return the body, or what was wrong with it: the status alone may still say what has to be done."""
@@ -207,6 +240,31 @@ class SmartswitchClient:
                 return Outage("reset", f"{self._peer} broke off the connection")
             case _:
                 return Outage("protocol", f"the exchange with {self._peer} failed ({type(error).__name__})")
+
+
+def _left_over(response: httpx.Response) -> bool:
+    """Whether something came after the answer, which was read to its end.
+
+    Here counts what was read from the socket already; httpcore itself looks at the socket before the next
+    request.
+    """
+    stream = response.extensions["network_stream"]
+    tls: ssl.SSLObject | None = stream.get_extra_info("ssl_object")
+    try:
+        rest, _ = _PARSER_REST(response.stream)
+        if rest or (_PLAIN_QUEUE if tls is None else _TLS_QUEUE)(stream):
+            return True
+    except AttributeError:
+        return True  # another version: rather a connection for each request than an answer too many
+    if tls is None:
+        return False
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        return False
+    except ssl.SSLError:
+        pass  # not even sound TLS follows
+    return True
 
 
 def _roots(error: BaseException | None) -> Iterator[BaseException]:

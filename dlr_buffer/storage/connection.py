@@ -5,6 +5,7 @@ Only how a connection behaves is decided here; what is done with one is decided 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ BUSY_TIMEOUT_MS: Final = 5_000
 WRITER_CACHE_KIB: Final = 16_384
 READER_CACHE_KIB: Final = 4_096
 SYNCHRONOUS_FULL: Final = 2
+_FULL_BELOW_BYTES: Final = 1024 * 1024
 
 _FATAL = frozenset(
     {
@@ -71,6 +73,21 @@ def make_engine(path: Path, *, cache_kib: int, read_only: bool) -> Engine:
     return engine
 
 
+def witness(path: Path) -> sqlite3.Connection:
+    """Open a connection that can't write, to be kept beside one that can.
+
+    SQLite checkpoints when the last connection to a database is closed, and says nothing of a failure. After a sync
+    that failed that must not be tried again as if nothing had happened (Linux reports it once). While the witness
+    is open another's close does not checkpoint, and its own close can't.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+    )
+    # A connection counts only from its first look into the database on.
+    connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    return connection
+
+
 def require_durable(connection: Connection) -> None:
     """Switch to WAL and read back what promise 1 rests on.
 
@@ -98,6 +115,27 @@ def translated(path: Path) -> Iterator[None]:
         raise translate(error, path) from error
 
 
+def _full(path: Path) -> bool:
+    """Whether there is no room beside a file: SQLite calls it an I/O error if the wal-index can't grow."""
+    try:
+        found = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _FULL_BELOW_BYTES
+
+
+def disk_failed(error: BaseException | None) -> bool:
+    """Whether reading, writing or syncing a file failed, as SQLite was told by the kernel."""
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_IOERR
+
+
+def cannot_open(error: BaseException | None) -> bool:
+    """Whether SQLite could not even open a file, as happens to a process that has too many open."""
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_CANTOPEN
+
+
 def translate(error: Exception, path: Path) -> DlrBufferError:
     """Say what a database error means for us: full, busy, or (fatal or not) unavailable."""
     original = getattr(error, "orig", error)
@@ -106,7 +144,7 @@ def translate(error: Exception, path: Path) -> DlrBufferError:
         return StoreUnavailable(f"{path}: {original}")
     primary = code & 0xFF
     name = getattr(original, "sqlite_errorname", str(code))
-    if primary == sqlite3.SQLITE_FULL:
+    if primary == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR_SHMSIZE and _full(path)):
         return StorageFull(f"the disk that holds {path} is full ({name}); free some space")
     if primary in _BUSY:
         return Overloaded(f"{path} is locked by another program ({name}); stop what holds it")

@@ -64,6 +64,15 @@ FRESH = (
     .order_by(schema.receipts.c.request_id)
     .limit(bindparam("limit"))
 )
+NEWEST = (
+    _CLAIMABLE.where(
+        schema.receipts.c.next_attempt_at.is_(None),
+        schema.receipts.c.account_id == bindparam("account_id"),
+        schema.receipts.c.request_id < bindparam("below"),
+    )
+    .order_by(schema.receipts.c.request_id.desc())
+    .limit(bindparam("limit"))
+)
 DUE = (
     _CLAIMABLE.where(
         schema.receipts.c.next_attempt_at.is_not(None),
@@ -155,6 +164,7 @@ _REFUSED = (
     )
 )
 
+_ABOVE_ALL = 2**63 - 1
 _LOOK_AHEAD = 64
 """Rows read beyond what is asked, for those that turn out to be in flight or kept apart."""
 
@@ -171,6 +181,8 @@ class Settlement(msgspec.Struct, frozen=True):
     refused: Sequence[Refused]
     returned: Sequence[int]
     """Not to blame, or never sent: they wait again, unless a newer one overtook them."""
+    apart: Container[int]
+    """Those of the returned ones that the flusher keeps apart: they are not offered as fresh ones."""
     sent: bool
     """Whether the returned ones were on the wire."""
     policy: RefusalPolicy
@@ -194,22 +206,28 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
     def after() -> None:
         claims.forget_attempts(settled)
         claims.release(account_id, (*settled, *settlement.returned))
-        give_back(claims, account_id, kept, sent=settlement.sent)
+        give_back(claims, account_id, kept, sent=settlement.sent, apart=settlement.apart)
 
     tx.effects.append(after)
     tx.events["acknowledged"] += acknowledged
     tx.events["refused"] += len(settlement.refused)
     tx.events["dead"] += dead
     tx.events["superseded"] += superseded
-    return Settled(acknowledged, len(settlement.refused) - dead, dead, superseded + len(overtaken))
+    again = len(settlement.refused) - dead - superseded
+    return Settled(acknowledged, again, dead, superseded + len(overtaken))
 
 
-def give_back(claims: Claims, account_id: int, request_ids: Sequence[int], *, sent: bool) -> None:
+def give_back(
+    claims: Claims, account_id: int, request_ids: Sequence[int], *, sent: bool, apart: Container[int] = ()
+) -> None:
     """Let unsettled receipts be claimed again; writes nothing."""
     for request_id in request_ids:
         if sent:
             claims.count_attempt(request_id)
-        claims.reconsider(account_id, request_id)
+        if request_id not in apart:
+            # One that is kept apart would be passed over, with all between it and the next fresh one, at every
+            # claim.
+            claims.reconsider(account_id, request_id)
 
 
 def _acknowledge(tx: Transaction, settlement: Settlement) -> int:
@@ -245,7 +263,9 @@ def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
     for row in rows:
         error = errors[row.request_id]
         refusals = row.refusals + 1
-        if row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL:
+        # Overtaken it stays, though the newer one be deleted meanwhile.
+        newer = row.receipt_id != row.request_id or tx.overtaken(row.request_id)
+        if newer and row.state < schema.FIRST_FINAL:
             status, next_attempt_at = schema.SUPERSEDED, None
             superseded += 1
         else:
@@ -350,6 +370,52 @@ class Claimer:
             start = candidates[decision.take].request_id
         claims.advance(account_id, start)
         return Claim(tuple(taken), decision.ready_at_ms), stale
+
+    def newest(
+        self, connection: Connection, *, account: str, account_id: int, excluding: Container[int]
+    ) -> tuple[Claim, list[int]]:
+        """Claim the newest fresh receipt."""
+        below = _ABOVE_ALL
+        stale: list[int] = []
+        while True:
+            rows = connection.execute(
+                NEWEST, {"account_id": account_id, "below": below, "limit": _LOOK_AHEAD}
+            ).all()
+            for row in rows:
+                below = row.request_id
+                if self._claimable(row, excluding, stale):
+                    self._claims.take(row.request_id, row.message)
+                    return Claim((_claimed(account, row, self._claims),), None), stale
+            if len(rows) < _LOOK_AHEAD:
+                return Claim((), None), stale
+
+    def behind(
+        self,
+        connection: Connection,
+        *,
+        account: str,
+        account_id: int,
+        after: int,
+        excluding: Container[int],
+    ) -> tuple[Claim, list[int]]:
+        """Claim the first fresh receipt above ``after`` that `fresh` has passed and would not come back to."""
+        claims = self._claims
+        end = claims.next_fresh(account_id)
+        stale: list[int] = []
+        while after < end:
+            rows = connection.execute(
+                FRESH, {"account_id": account_id, "start": after + 1, "limit": _LOOK_AHEAD}
+            ).all()
+            for row in rows:
+                after = row.request_id
+                if after >= end:
+                    break
+                if self._claimable(row, excluding, stale):
+                    claims.take(row.request_id, row.message)
+                    return Claim((_claimed(account, row, claims),), None), stale
+            if len(rows) < _LOOK_AHEAD:
+                break
+        return Claim((), None), stale
 
     def due(  # noqa: PLR0913 - called in one place, by name
         self,

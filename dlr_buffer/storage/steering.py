@@ -5,17 +5,17 @@ Pause accounts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, assert_never
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from dlr_buffer.receipts import ReceiptAction, takes
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.claims import Claims
 from dlr_buffer.storage.registering import known_by_account
-from dlr_buffer.storage.sweeping import expire_rows
+from dlr_buffer.storage.sweeping import BEREAVE, expire_rows
 from dlr_buffer.storage.transaction import (
     MessageRow,
     Row,
@@ -78,7 +78,6 @@ _LINK = select(
     schema.receipts.c.status,
     schema.receipts.c.account_id,
 ).where(schema.receipts.c.request_id == bindparam("request_id"))
-_BEREAVE = insert(schema.bereft)
 SET_PAUSED = (
     update(schema.accounts)
     .where(schema.accounts.c.id == bindparam("b_id"))
@@ -126,11 +125,11 @@ def steer_receipts(
         return counted
     match action:
         case ReceiptAction.RETRY:
-            _retry(tx, taken, now)
+            _move(tx, taken, _RETRY, schema.PENDING, now, "retried")
         case ReceiptAction.HOLD:
-            _move(tx, taken, _CHANGE, lambda _row: schema.HELD, now, "held")
+            _move(tx, taken, _CHANGE, schema.HELD, now, "held")
         case ReceiptAction.RELEASE:
-            _move(tx, taken, _RESTART, lambda _row: schema.PENDING, now, "released")
+            _move(tx, taken, _RESTART, schema.PENDING, now, "released")
         case ReceiptAction.DELETE:
             _delete_receipts(tx, taken, now)
         case _:
@@ -139,25 +138,32 @@ def steer_receipts(
     return counted
 
 
-def _retry(tx: Transaction, rows: Sequence[Any], now: int) -> None:
-    def target(row: Any) -> int:  # noqa: ANN401 - a row of SQLAlchemy's
-        overtaken = row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL
-        return schema.SUPERSEDED if overtaken else schema.PENDING
-
-    _move(tx, rows, _RETRY, target, now, "retried")
+def _overtaken(row: Any) -> bool:  # noqa: ANN401 - a row of SQLAlchemy's
+    """Whether a newer receipt of the message makes this one pointless."""
+    return bool(row.receipt_id != row.request_id and row.state < schema.FIRST_FINAL)
 
 
 def _move(  # noqa: PLR0913 - one private step of three actions
     tx: Transaction,
     rows: Sequence[Any],
     statement: Any,  # noqa: ANN401 - an UPDATE of SQLAlchemy's
-    target: Callable[[Any], int],
+    target: int,
     now: int,
     event: str,
 ) -> None:
+    """Bring these into status ``target``; one that is overtaken becomes superseded instead."""
+    # Pending still: it was on the wire when it was overtaken, and the daemon was killed before it came back.
+    left_behind = {row.request_id for row in rows if _overtaken(row) and row.status != schema.DEAD}
+    tx.mark_superseded(
+        [(row.request_id, row.account_id, row.status) for row in rows if row.request_id in left_behind], now
+    )
     changes: list[Row] = []
     for row in rows:
-        status = target(row)
+        was = schema.STATUSES[row.status].value
+        tx.note(row.request_id, now, event, f"by an admin; it was {was}")
+        if row.request_id in left_behind:
+            continue
+        status = schema.SUPERSEDED if _overtaken(row) else target
         settled = status not in (schema.PENDING, schema.HELD)
         changes.append(
             {
@@ -172,11 +178,11 @@ def _move(  # noqa: PLR0913 - one private step of three actions
         tx.events["superseded"] += status == schema.SUPERSEDED
         if status == schema.PENDING:
             tx.fresh[row.account_id] += 1
+            tx.replayed.setdefault(row.account_id, []).append(row.request_id)
             _reconsider_later(tx, row.account_id, row.request_id)
-        was = schema.STATUSES[row.status].value
-        tx.note(row.request_id, now, event, f"by an admin; it was {was}")
-    done = tx.connection.execute(statement, changes)
-    require_rows(done.rowcount, len(changes), event)
+    if changes:
+        done = tx.connection.execute(statement, changes)
+        require_rows(done.rowcount, len(changes), event)
 
 
 def _reconsider_later(tx: Transaction, account_id: int, request_id: int) -> None:
@@ -193,6 +199,15 @@ def _delete_receipts(tx: Transaction, rows: Iterable[Any], now: int) -> None:
         links = chain(tx, first.receipt_id)
         kept = [link for link in links if link.request_id not in gone]
         _remove_receipts(tx, [(row.request_id, row.account_id, row.status) for row in doomed])
+        # What a kill left behind overtaken would be taken for the newest, and sent.
+        left_behind = [
+            (link.request_id, link.account_id, link.status)
+            for link in kept
+            if link.request_id != first.receipt_id
+            and link.status in (schema.PENDING, schema.HELD)
+            and link.request_id not in tx.claims
+        ]
+        tx.mark_superseded(left_behind, now)
         newest = kept[0].request_id if kept else tx.no_receipt()
         if newest != first.receipt_id:
             tx.connection.execute(_POINT_MESSAGE, {"b_id": message, "b_receipt_id": newest})
@@ -204,7 +219,7 @@ def _delete_receipts(tx: Transaction, rows: Iterable[Any], now: int) -> None:
                     {"b_request_id": link.request_id, "b_previous_id": previous},
                 )
         if not kept and first.message_state >= schema.FIRST_FINAL:
-            tx.connection.execute(_BEREAVE, {"message": message, "since": now})
+            tx.connection.execute(BEREAVE, {"message": message, "since": now})
 
 
 def _remove_receipts(tx: Transaction, rows: Sequence[tuple[int, int, int]]) -> None:

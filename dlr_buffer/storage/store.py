@@ -49,28 +49,33 @@ from dlr_buffer.selection import (
     Page,
     ReceiptFilter,
 )
-from dlr_buffer.storage import schema, settling, steering, sweeping
+from dlr_buffer.storage import redating, schema, settling, steering, sweeping
 from dlr_buffer.storage.connection import (
     READER_CACHE_KIB,
     WRITER_CACHE_KIB,
+    cannot_open,
     make_engine,
     require_durable,
     translated,
     wal_reset_bug,
 )
-from dlr_buffer.storage.lock import QueueLock
+from dlr_buffer.storage.lock import LastRun, QueueLock
 from dlr_buffer.storage.migrate import ensure_schema
 from dlr_buffer.storage.oldest import OldestWaiting
 from dlr_buffer.storage.reading import Reader
+from dlr_buffer.storage.recovery import make_names_durable
 from dlr_buffer.storage.registering import RegisterItem, register
 from dlr_buffer.storage.reporting import ReportItem, report
 from dlr_buffer.storage.settling import Claimer, Settlement
 from dlr_buffer.storage.sweeping import Purged, Swept
 from dlr_buffer.storage.transaction import QueueNumbers, Transaction
-from dlr_buffer.storage.writer import Committed, Lane, Writer
+from dlr_buffer.storage.whole import require_whole
+from dlr_buffer.storage.writer import Committed, Lane, Writer, free_bytes
 
 READERS: Final = 2
 INTERRUPT_EVERY_S: Final = 0.05
+RESTORED_GAP: Final = 1_000_000_000
+"""At least so many request ids are left out when a queue turns out to be older than the last run's."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -116,6 +121,8 @@ class StoreListeners:
     """What to count in metrics, after each commit."""
     failed: Callable[[StoreUnavailable], None]
     """The database failed for good; the daemon has to end."""
+    replayed: Callable[[Mapping[str, Sequence[int]]], None] = lambda _replayed: None
+    """An admin made these receipts pending, due now, by account."""
 
 
 class SqliteStore:
@@ -150,6 +157,7 @@ class SqliteStore:
             make_engine(path, cache_kib=WRITER_CACHE_KIB, read_only=False),
             path,
             loop,
+            scarce=lambda: self._no_room() is not None,
             on_commit=self._committed,
             on_failure=listeners.failed,
         )
@@ -162,6 +170,7 @@ class SqliteStore:
         self._reader_local = threading.local()
         self._reader_connections: list[Connection] = []
         self._oldest_waiting = OldestWaiting()
+        self._stopped = False
 
     # Opening and closing
 
@@ -210,8 +219,9 @@ class SqliteStore:
                 fatal=True,
             )
         lock = QueueLock(path)
+        connection: Connection | None = None
         try:
-            ensure_schema(path)
+            ensure_schema(path, lock.last)
             if wal_reset_bug():
                 _log.warning(
                     "SQLite %s has the WAL-reset bug (mended in 3.51.3); it can't strike here, where one"
@@ -223,6 +233,8 @@ class SqliteStore:
             with translated(path):
                 connection = engine.connect()
                 require_durable(connection)
+                require_whole(connection, path)
+                first_request_id = _beyond_restore(connection, path, lock.last, first_request_id, now_ms)
                 names, paused = _prepare(connection, accounts, first_request_id)
                 store = cls(
                     path=path,
@@ -235,10 +247,14 @@ class SqliteStore:
                     now_ms=now_ms,
                 )
                 store._load(connection)
+            make_names_durable(path)
+            lock.opened(store._writer.numbers.next_request_id)
+            store._writer.start(connection)
         except BaseException:
+            if connection is not None:
+                connection.close()
             lock.release()
             raise
-        store._writer.start(connection)
         return store
 
     def _load(self, connection: Connection) -> None:
@@ -267,6 +283,8 @@ class SqliteStore:
         self._closing = True
         await self._stop_reading()
         await self._writer.stop()
+        if self._writer.failure is None:
+            self._lock.closed(self._writer.numbers.next_request_id)
         self._lock.release()
 
     async def _stop_reading(self) -> None:
@@ -302,7 +320,8 @@ class SqliteStore:
         self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
     ) -> list[Registered | DlrBufferError]:
         """Register in order, each item as if alone; refused with StorageFull below ``min_free``."""
-        if (no_room := self._no_room()) is not None:
+        if (no_room := self._registration_stopped()) is not None:
+            self._listeners.events({"refused_full": len(items)})
             raise no_room
         commands = [
             RegisterItem(
@@ -332,7 +351,7 @@ class SqliteStore:
 
         Below ``min_free`` an item that would register a message is StorageFull, the others go through.
         """
-        no_room = self._no_room()
+        no_room = self._registration_stopped()
         commands = [
             ReportItem(
                 account := item.account or "",
@@ -349,6 +368,8 @@ class SqliteStore:
         result: list[Reported | DlrBufferError] = await self._writer.submit(
             _lane(len(commands)), weight=len(commands), many=report, items=commands
         )
+        if no_room is not None and (refused := sum(each is no_room for each in result)):
+            self._listeners.events({"refused_full": refused})
         return result
 
     async def message(self, name: MessageName) -> MessageView | None:
@@ -568,6 +589,26 @@ class SqliteStore:
             ),
         )
 
+    async def claim_newest(self, account: str, *, excluding: Container[int]) -> Claim:
+        """Put the newest fresh receipt of an account in flight."""
+        account_id = self._account_id(account)
+        return await self._claim(
+            account_id,
+            lambda connection: self._claimer.newest(
+                connection, account=account, account_id=account_id, excluding=excluding
+            ),
+        )
+
+    async def claim_behind(self, account: str, *, after: int, excluding: Container[int]) -> Claim:
+        """Put the first fresh receipt above ``after`` in flight that `claim` has passed."""
+        account_id = self._account_id(account)
+        return await self._claim(
+            account_id,
+            lambda connection: self._claimer.behind(
+                connection, account=account, account_id=account_id, after=after, excluding=excluding
+            ),
+        )
+
     async def claim_these(self, account: str, request_ids: Sequence[int]) -> Claim:
         """Put those of the named receipts in flight that can be."""
         account_id = self._account_id(account)
@@ -624,13 +665,14 @@ class SqliteStore:
         acknowledged: Sequence[Acknowledged] = (),
         refused: Sequence[Refused] = (),
         returned: Sequence[int] = (),
+        apart: Container[int] = (),
         sent: bool = True,
         policy: RefusalPolicy,
         now_ms: int,
     ) -> Settled:
         """Write what came of a request and end its claims.
 
-        ``returned`` alone, unless overtaken, writes nothing.
+        ``returned`` alone, unless overtaken, writes nothing. Those ``apart`` are not offered as fresh ones.
         """
         account_id = self._account_id(account)
         claims = self._writer.claims
@@ -641,12 +683,14 @@ class SqliteStore:
                 if any(claims.overtaken(each) for each in returned):
                     return False
                 claims.release(account_id, returned)
-                settling.give_back(claims, account_id, returned, sent=sent)
+                settling.give_back(claims, account_id, returned, sent=sent, apart=apart)
                 return True
 
             if await self._writer.submit(Lane.CLAIM, read=release):
                 return Settled(0, 0, 0, 0)
-        settlement = Settlement(account, account_id, acknowledged, refused, returned, sent, policy, now_ms)
+        settlement = Settlement(
+            account, account_id, acknowledged, refused, returned, apart, sent, policy, now_ms
+        )
         settled: Settled = await self._writer.submit(
             Lane.SETTLE,
             weight=len(acknowledged) + len(refused) + len(returned),
@@ -702,6 +746,7 @@ class SqliteStore:
                 request_ids,
                 settled_before=settled_before_ms,
                 dead_before=dead_before_ms,
+                now=self._now_ms(),
             ),
         )
         return purged
@@ -716,6 +761,39 @@ class SqliteStore:
             run=lambda tx: sweeping.purge_bereft(tx, before=before_ms),
         )
         return purged
+
+    async def first_in_question(
+        self, *, at_least_ms: int, at_most_ms: int, passing_over_since_ms: int
+    ) -> int:
+        """Number of the first of the newest messages that all bear a registration time between these two.
+
+        Newer ones from ``passing_over_since_ms`` on are passed over. One above all numbers if there are none.
+        """
+
+        def read(connection: Connection) -> int:
+            first = redating.first_of_the_newest(
+                connection,
+                at_least=at_least_ms,
+                at_most=at_most_ms,
+                passing_over_since=passing_over_since_ms,
+            )
+            return first if first is not None else redating.last_message(connection) + 1
+
+        return await self._look(read)
+
+    async def redate_chunk(self, first: int, *, right_since_ms: int, now_ms: int) -> int | None:
+        """Let a few waiting messages from number ``first`` on have been registered now, but those since then.
+
+        Returns the number to go on with, None at the end.
+        """
+        if first > await self._look(redating.last_message):
+            return None
+        await self._writer.submit(
+            Lane.SWEEP,
+            weight=0,
+            run=lambda tx: redating.redate(tx, first=first, right_since=right_since_ms, now=now_ms),
+        )
+        return first + redating.REDATED_AT_ONCE
 
     async def clock_mark(self) -> ClockMark:
         """The clock as the last sweep stored it."""
@@ -737,13 +815,16 @@ class SqliteStore:
     # Facts
 
     def facts(self) -> DatabaseFacts:
-        """Sizes and figures of the database."""
-        wal = self.path.with_name(self.path.name + "-wal")
+        """Sizes and figures of the database; zeros for what is not there (any more)."""
+        try:
+            free = free_bytes(self.path)
+        except OSError:
+            free = 0
         return DatabaseFacts(
             path=self.path,
-            size_bytes=self.path.stat().st_size,
-            wal_bytes=wal.stat().st_size if wal.exists() else 0,
-            free_bytes=self._free_bytes(),
+            size_bytes=_size(self.path),
+            wal_bytes=_size(self.path.with_name(self.path.name + "-wal")),
+            free_bytes=free,
             sqlite_version=sqlite3.sqlite_version,
             commits=self._writer.commits,
             checkpoints=self._writer.checkpoints,
@@ -756,13 +837,36 @@ class SqliteStore:
         """Commands finished so far; while some wait (`facts`), this must grow."""
         return self._writer.deliveries
 
-    def _free_bytes(self) -> int:
-        stat = os.statvfs(self.path.parent)
-        return stat.f_bavail * stat.f_frsize
+    def look_after(self, *, say_again: bool = False) -> None:
+        """Notice what nobody's request would show while little happens; to be called every few seconds.
+
+        Files that were replaced, commits that would succeed again, a disk that is nearly full or has room again.
+        ``say_again`` has troubles that last logged once more.
+        """
+        self._registration_stopped()
+        self._writer.look_after(say_again=say_again)
+
+    def _registration_stopped(self) -> StorageFull | None:
+        """Why nothing may be registered, if the disk is nearly full; logs when that begins and ends."""
+        no_room = self._no_room()
+        if (no_room is not None) != self._stopped:
+            self._stopped = no_room is not None
+            if no_room is not None:
+                _log.warning("registration stops: %s", no_room)
+            else:
+                _log.warning(
+                    "registration goes on: there is more free space than min_free beside %s", self.path
+                )
+        return no_room
 
     def _no_room(self) -> StorageFull | None:
         """Why nothing may be registered, if the disk is nearly full."""
-        if not self._min_free_bytes or (free := self._free_bytes()) >= self._min_free_bytes:
+        try:
+            free = free_bytes(self.path)
+        except OSError:
+            # The folder is gone: the writer finds that out before it acknowledges anything.
+            return None
+        if free >= self._min_free_bytes:
             return None
         return StorageFull(
             f"only {free // 2**20} MiB are free beside {self.path}, less than [database] min_free"
@@ -778,6 +882,10 @@ class SqliteStore:
     def _committed(self, committed: Committed) -> None:
         if committed.events:
             self._listeners.events(committed.events)
+        if committed.replayed:
+            self._listeners.replayed(
+                {self._names[account_id]: ids for account_id, ids in committed.replayed.items()}
+            )
         if committed.fresh:
             self._listeners.fresh({self._names[account_id]: n for account_id, n in committed.fresh.items()})
 
@@ -792,16 +900,36 @@ class SqliteStore:
     async def _run(self, threads: ThreadPoolExecutor, query: Callable[[Connection], _T]) -> _T:
         def run() -> _T:
             self._require_open()
-            connection: Connection | None = getattr(self._reader_local, "connection", None)
+            connection = self._reader_connection()
             with translated(self.path):
-                if connection is None:
-                    connection = self._reader_engine.connect()
-                    self._reader_local.connection = connection
-                    self._reader_connections.append(connection)
                 return query(connection)
 
         self._require_open()
-        return await asyncio.get_running_loop().run_in_executor(threads, run)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, run)
+        except StoreUnavailable as error:
+            # What can't be read any more may not be added to either, even if the writer has not met it yet.
+            if error.fatal and not self._closing:
+                self._writer.broken(error)
+            raise
+
+    def _reader_connection(self) -> Connection:
+        """This reader's own connection, opened at its first query."""
+        connection: Connection | None = getattr(self._reader_local, "connection", None)
+        if connection is None:
+            # SQLite would make an empty database where the queue's is gone.
+            self._writer.files.require_names()
+            try:
+                with translated(self.path):
+                    connection = self._reader_engine.connect()
+            except StoreUnavailable as error:
+                if not cannot_open(error.__cause__):
+                    raise
+                # Too many open files, most likely; the connections that are open are none the worse for it.
+                raise StoreUnavailable(f"no more connections can be opened to read: {error}") from error
+            self._reader_local.connection = connection
+            self._reader_connections.append(connection)
+        return connection
 
     def _require_open(self) -> None:
         if self._closing:
@@ -885,6 +1013,13 @@ def _claimed_ids(claim: Claim | DueClaim) -> list[int]:
             assert_never(claim)
 
 
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def _lane(items: int) -> Lane:
     return Lane.SINGLE if items == 1 else Lane.BULK
 
@@ -925,6 +1060,28 @@ def _prepare(
     names |= _add_accounts(connection, [name for name in accounts if name not in known])
     connection.exec_driver_sql("COMMIT")
     return names, {row.name for row in rows if row.paused}
+
+
+def _beyond_restore(
+    connection: Connection, path: Path, last: LastRun, first_request_id: int, now_ms: Callable[[], int]
+) -> int:
+    """Where request ids have to go on: as configured, or far ahead in a database older than the last run's."""
+    kept = connection.execute(select(schema.queue_state.c.next_request_id)).scalar() or 1
+    if last.next_request_id is None or max(kept, first_request_id) >= last.next_request_id:
+        return first_request_id
+    # How many that run has used since it was opened nobody knows. The time in milliseconds is above all that
+    # any queue has come to that sends less than a thousand a second for its whole life, and still has 13 digits.
+    onward = max(now_ms(), last.next_request_id + RESTORED_GAP)
+    _log.warning(
+        "%s is older than the queue that ran here last (its next request_id is %d, there it was %d): restored from"
+        " a backup, it goes on with request_id %d, so that none is used twice. What was registered and reported"
+        " since the backup is not in it: let the apps repeat that",
+        path,
+        kept,
+        last.next_request_id,
+        onward,
+    )
+    return onward
 
 
 def _add_accounts(connection: Connection, names: Sequence[str]) -> dict[int, str]:

@@ -12,8 +12,9 @@ from contextlib import closing
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
+from dlr_buffer.clock import EARLIEST_MS
 from dlr_buffer.messages import MessageState
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.reporting import add_receipts, change_states, new_receipt
@@ -178,12 +179,19 @@ _PURGE = (
         _RECEIPT.settled_at,
         _RECEIPT.message,
         _RECEIPT.previous_id,
+        _RECEIPT.state.label("told"),
         _MESSAGE.receipt_id,
         _MESSAGE.state,
+        _MESSAGE.changed_at,
     )
     .join_from(schema.receipts, schema.messages, _MESSAGE.id == _RECEIPT.message)
     .where(among(_RECEIPT.request_id, "request_ids"))
     .order_by(_RECEIPT.request_id)
+)
+_SETTLED_NOW = (
+    update(schema.receipts)
+    .where(_RECEIPT.request_id == bindparam("b_request_id"))
+    .values(settled_at=bindparam("b_now"))
 )
 _STILL_THERE = select(_RECEIPT.request_id).where(among(_RECEIPT.request_id, "request_ids"))
 _DROP_RECEIPTS = delete(schema.receipts).where(among(_RECEIPT.request_id, "request_ids"))
@@ -195,6 +203,7 @@ _DETACH = (
     .where(_MESSAGE.id == bindparam("b_id"))
     .values(receipt_id=bindparam("b_receipt_id"))
 )
+BEREAVE = insert(schema.bereft)
 _BEREFT_BEFORE = (
     select(_MESSAGE.id, _MESSAGE.account_id, _MESSAGE.state)
     .join_from(schema.bereft, schema.messages, _MESSAGE.id == schema.bereft.c.message)
@@ -209,11 +218,13 @@ def purge(
     *,
     settled_before: int,
     dead_before: int,
+    now: int,
 ) -> Purged:
     """Remove those of the named receipts whose retention is over, and messages with their last one.
 
     The older receipts of a message go first, so that what is left of it stays linked; a message that waits
-    stays.
+    stays. So does one whose final receipt an admin deleted, until its own time is over: a late report must not
+    revive it.
     """
     rows = tx.connection.execute(_PURGE, {"request_ids": json_array(request_ids)}).all()
     olders = [row.previous_id for row in rows if row.previous_id is not None]
@@ -228,6 +239,10 @@ def purge(
     for row in rows:
         if not _over(row, settled_before, dead_before) or row.request_id in tx.claims:
             continue
+        if row.settled_at < EARLIEST_MS:
+            # By a clock that was wrong, and perhaps a minute ago: its retention begins now.
+            tx.connection.execute(_SETTLED_NOW, {"b_request_id": row.request_id, "b_now": now})
+            continue
         if row.previous_id in there and row.previous_id not in gone:
             continue
         gone.add(row.request_id)
@@ -236,13 +251,9 @@ def purge(
             dead += 1
         else:
             acknowledged += 1
-        if row.receipt_id != row.request_id:
-            continue
-        if row.state >= schema.FIRST_FINAL:
+        if row.receipt_id == row.request_id and _bereave(tx, row, now):
             messages.append(row.message)
             tx.move_message(row.account_id, row.state, None)
-        else:
-            tx.connection.execute(_DETACH, {"b_id": row.message, "b_receipt_id": -row.request_id})
     if gone:
         tx.connection.execute(_DROP_RECEIPTS, {"request_ids": json_array(gone)})
         tx.connection.execute(_DROP_HISTORY, {"request_ids": json_array(gone)})
@@ -252,6 +263,18 @@ def purge(
     tx.events["purged"] += acknowledged
     tx.events["purged_dead"] += dead
     return Purged(acknowledged, dead, len(messages))
+
+
+def _bereave(tx: Transaction, row: Any, now: int) -> bool:  # noqa: ANN401 - a row of SQLAlchemy's
+    """Whether a message goes with its last receipt; if it stays, it is told that it has none."""
+    final = row.state >= schema.FIRST_FINAL
+    if final and row.told == row.state:
+        return True
+    tx.connection.execute(_DETACH, {"b_id": row.message, "b_receipt_id": -row.request_id})
+    if final:
+        since = row.changed_at if row.changed_at >= EARLIEST_MS else now
+        tx.connection.execute(BEREAVE, {"message": row.message, "since": since})
+    return False
 
 
 def anything_bereft(connection: Connection, *, before: int) -> bool:

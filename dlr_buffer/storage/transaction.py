@@ -156,6 +156,8 @@ class Transaction:
     receipt_deltas: Counter[tuple[int, int]] = field(default_factory=Counter)
     fresh: Counter[int] = field(default_factory=Counter)
     """How many receipts became claimable, by account."""
+    replayed: dict[int, list[int]] = field(default_factory=dict)
+    """Receipts that an admin made pending, due now, by account."""
     effects: list[Callable[[], None]] = field(default_factory=list)
     """What to do to the writer's memory once this is committed."""
     notes: list[Row] = field(default_factory=list)

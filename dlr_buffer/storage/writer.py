@@ -9,6 +9,10 @@ stays bounded and SQLite's WAL-reset bug can't strike.
 Order within a group: registrations and reports one by one, then what the flusher settles, admins' actions, a
 limited amount of bulk work, and at the most one chunk of a sweep; so bulk and sweeps hardly delay single
 requests. Claims are read between transactions. What the commands do is in the modules beside this one.
+
+A full disk or a locked file is said, answered, and tried again with whatever comes next; when there is no room for
+more log, the log is brought in and written from its start. What can't be trusted any more (an I/O error, a
+file that was replaced or overwritten) ends the writer for good: nothing more is answered, written or checkpointed.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import queue
+import sqlite3
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -25,18 +31,20 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, update
 from sqlalchemy.exc import DBAPIError
 
 from dlr_buffer.errors import DlrBufferError, Overloaded, StorageFull, StoreUnavailable
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.claims import Claims
-from dlr_buffer.storage.connection import BUSY_TIMEOUT_MS, translate
+from dlr_buffer.storage.connection import BUSY_TIMEOUT_MS, translate, translated, witness
+from dlr_buffer.storage.files import FileOverwritten, FileReplaced, QueueFiles
 from dlr_buffer.storage.transaction import QueueNumbers, Transaction
 
 CHECKPOINT_BYTES: Final = 8 * 1024 * 1024
 MAX_WAITING_ROWS: Final = 200_000
 BULK_ROWS_AT_ONCE: Final = 2_000
+_MOST_SAID: Final = 100
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +85,7 @@ class Committed:
 
     fresh: Counter[int]
     events: Counter[str]
+    replayed: dict[int, list[int]] = field(default_factory=dict)
 
 
 Outcome = tuple[Command, Any, DlrBufferError | None]
@@ -85,29 +94,37 @@ Outcome = tuple[Command, Any, DlrBufferError | None]
 class Writer:
     """Owns the writing connection; `submit` from the event loop's thread only."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made in one place, all but the first by name
         self,
         engine: Engine,
         path: Path,
         loop: asyncio.AbstractEventLoop,
         *,
+        scarce: Callable[[], bool],
         on_commit: Callable[[Committed], None],
         on_failure: Callable[[StoreUnavailable], None],
     ) -> None:
-        """Prepare; nothing runs before `start`. The callbacks are called on ``loop``."""
+        """Prepare; nothing runs before `start`. The callbacks are called on ``loop``.
+
+        But ``scarce``, on the writer's thread: whether the disk is so full that the log keeps the room it has.
+        """
         self._engine = engine
         self._path = path
         self._wal = path.with_name(path.name + "-wal")
         self._loop = loop
+        self._scarce = scarce
         self._on_commit = on_commit
         self._on_failure = on_failure
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._lanes: dict[Lane, deque[Command]] = {lane: deque() for lane in Lane}
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._connection: Connection | None = None
+        self._files: QueueFiles | None = None
+        self._witness: sqlite3.Connection | None = None
         self._stopping = False
         self._closed = False
         self._failure: StoreUnavailable | None = None
+        self._unsaved: StoreUnavailable | None = None
         self._waiting_rows = 0
         self.claims = Claims()
         self.numbers = QueueNumbers(1, 1, 0, 0)
@@ -118,10 +135,22 @@ class Writer:
         self.deliveries = 0
         self.waiting_commands = 0
         self.checkpoints = 0
-        self._checkpoint_trouble: str | None = None
+        self._said: set[str] = set()
+        self._others_wrote: object = None
+        self._full_at: int | None = None
+        """How many bytes were free when not even a checkpoint made room; it is not tried again before that changes."""
+        self._look: asyncio.Future[Any] | None = None
 
     def start(self, connection: Connection) -> None:
-        """Take over ``connection`` (already opened and checked) and begin to work."""
+        """Take over ``connection`` (already opened and checked) and begin to work.
+
+        Raises StoreUnavailable if the database's files are gone already.
+        """
+        try:
+            self._files = QueueFiles(self._path)
+            self._witness = witness(self._path)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreUnavailable(f"{self._path} can't be opened once more: {error}", fatal=True) from error
         self._connection = connection
         self._thread.start()
 
@@ -171,6 +200,39 @@ class Writer:
         if self._failure is None and not self._closed:
             self._enqueue(Lane.CLAIM, 0, None, None, (), read)
 
+    def look_after(self, *, say_again: bool) -> None:
+        """Look whether the files are still ours, and, after a failure, whether commits succeed again.
+
+        For times when nothing is written; waits for nothing. ``say_again`` has troubles that last logged once more.
+        """
+        if self._failure is not None or self._closed or (self._look is not None and not self._look.done()):
+            return
+
+        def look(connection: Connection) -> None:
+            if say_again:
+                self._said.clear()
+            self._require_ours()
+            self._notice_others(connection)
+
+        self._look = self._enqueue(Lane.CLAIM, 0, None, None, (), look)
+        if self.trouble is not None:
+            self._look = self._enqueue(Lane.SWEEP, 0, _write_a_page, None, (), None)
+
+    def broken(self, error: StoreUnavailable) -> None:
+        """Give up: a reader found that the database can't be trusted any more."""
+
+        def give_up(_connection: Connection) -> None:
+            raise error
+
+        self.afterwards(give_up)
+
+    @property
+    def files(self) -> QueueFiles:
+        """The files that were opened; after `start` only."""
+        if self._files is None:
+            raise AssertionError
+        return self._files
+
     def _enqueue(  # noqa: PLR0913 - the parts of a command
         self,
         lane: Lane,
@@ -206,16 +268,29 @@ class Writer:
                     self._commit_group(connection, group)
                 for command in self._drain(Lane.CLAIM):
                     self._read(connection, command)
-                self._checkpoint(connection)
+                if self._failure is None:
+                    self._checkpoint(connection)
+                else:
+                    self._save_what_is_left(connection)
             if self._failure is None:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._checkpoint_at_end(connection)
         except Exception as error:  # noqa: BLE001 - the thread must never end without saying so
             self._give_up(StoreUnavailable(f"the writer failed: {type(error).__name__}", fatal=True))
             _log.exception("the writer failed")
             self._refuse_all()
         finally:
-            with contextlib.suppress(DBAPIError):
-                connection.close()
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        """Close; SQLite then checkpoints and removes the log, by its name, but not after a failure."""
+        keep = self._witness
+        if keep is not None and self._failure is None:
+            keep.close()
+        with contextlib.suppress(DBAPIError):
+            connection.close()
+        if keep is not None:
+            keep.close()
+        self.files.close()
 
     def _refuse_all(self) -> None:
         """Answer those who wait, and whoever still comes until `stop`, with the failure."""
@@ -265,19 +340,19 @@ class Writer:
             results, tx = self._transact(connection, group)
         except DlrBufferError as error:
             fatal = isinstance(error, StoreUnavailable) and error.fatal
-            if isinstance(error, (StoreUnavailable, StorageFull, Overloaded)):
-                self.trouble = str(error)
             if fatal:
                 self._give_up(error)
             if len(group) > 1 and not fatal and not isinstance(error, (StorageFull, Overloaded)):
                 self._commit_each(connection, group)
-            else:
-                self._resolve([(command, None, error) for command in group], None)
+                return
+            if isinstance(error, (StoreUnavailable, StorageFull, Overloaded)):
+                self._note_trouble(error)
+            self._resolve([(command, None, error) for command in group], None)
         except Exception as error:  # noqa: BLE001 - whatever one command does, its neighbours go on
             if len(group) > 1:
                 self._commit_each(connection, group)
             else:
-                _log.exception("a command failed and was rolled back")
+                self._say(f"{error!r}", "a command failed and was rolled back", fault=error)
                 refused = StoreUnavailable(
                     f"this request failed and nothing of it was stored: {type(error).__name__}"
                 )
@@ -293,7 +368,36 @@ class Writer:
         for command in group:
             self._commit_group(connection, [command])
 
+    def _note_trouble(self, error: DlrBufferError) -> None:
+        self.trouble = str(error)
+        # After some errors SQLite reads anew, which looks like another's commit.
+        self._others_wrote = None
+        if self._failure is None:
+            self._say(self.trouble, f"a commit failed, nothing of it is acknowledged: {error}")
+        self._call(self._on_commit, Committed(Counter(), Counter({"commit_failures": 1})))
+
+    def _say(self, key: str, text: str, *, fault: BaseException | None = None) -> None:
+        """Log a line, with the traceback of a ``fault``; the same ``key`` again only when `look_after` allows it."""
+        if key not in self._said and len(self._said) < _MOST_SAID:
+            self._said.add(key)
+            _log.log(logging.WARNING if fault is None else logging.ERROR, "%s", text, exc_info=fault)
+
     def _transact(self, connection: Connection, group: list[Command]) -> tuple[list[Any], Transaction]:
+        """Run a group as one transaction; if there is no room for it, once more after making some."""
+        try:
+            done = self._transaction(connection, group)
+        except StorageFull:
+            if not self._make_room(connection):
+                raise
+            try:
+                done = self._transaction(connection, group)
+            except StorageFull:
+                self._full_at = self._free_bytes()
+                raise
+        self._full_at = None
+        return done
+
+    def _transaction(self, connection: Connection, group: list[Command]) -> tuple[list[Any], Transaction]:
         numbers = self.numbers
         tx = Transaction(
             connection,
@@ -306,10 +410,13 @@ class Writer:
             ),
         )
         try:
+            # Before, for a commit covers up that a log was cut; and after, for what happened meanwhile.
+            self._require_ours()
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             results = _run_all(tx, group)
             tx.finish()
             connection.exec_driver_sql("COMMIT")
+            self._require_ours()
         except BaseException as error:
             self._roll_back(connection)
             if isinstance(error, DBAPIError) and not _constraint(error):
@@ -321,7 +428,9 @@ class Writer:
     def _follow(self, tx: Transaction) -> None:
         """Bring memory up to what was committed."""
         try:
-            self.trouble = None
+            if self.trouble is not None:
+                self.trouble = None
+                self._say("well", "commits succeed again")
             self.numbers = tx.numbers
             self.commits += 1
             for counts, deltas in (
@@ -352,19 +461,39 @@ class Writer:
         read = command.read
         if read is None:
             raise AssertionError
+        if self._failure is not None:
+            self._resolve([(command, None, self._failure)], None)
+            return
         try:
-            result = read(connection)
-        except DBAPIError as error:
-            translated = translate(error, self._path)
-            if isinstance(translated, StoreUnavailable) and translated.fatal:
-                self._give_up(translated)
-            self._resolve([(command, None, translated)], None)
+            with translated(self._path):
+                result = read(connection)
+        except DlrBufferError as error:
+            if isinstance(error, StoreUnavailable) and error.fatal:
+                self._give_up(error)
+            self._resolve([(command, None, error)], None)
         except Exception as error:  # noqa: BLE001 - as in `_commit_group`
-            _log.exception("a command failed")
+            self._say(f"{error!r}", "a command failed", fault=error)
             refused = StoreUnavailable(f"this request failed: {type(error).__name__}")
             self._resolve([(command, None, refused)], None)
         else:
             self._resolve([(command, result, None)], None)
+
+    def _require_ours(self) -> None:
+        try:
+            self.files.require_ours()
+        except OSError as error:
+            raise StoreUnavailable(f"{self._path} can't be looked at: {error}", fatal=True) from error
+
+    def _notice_others(self, connection: Connection) -> None:
+        """Log if another program committed: SQLite allows it, but what is counted here knows nothing of it."""
+        wrote = connection.exec_driver_sql("PRAGMA data_version").scalar()
+        if self._others_wrote not in (None, wrote):
+            _log.warning(
+                "another program wrote to the queue %s, whose counters may be wrong now: stop it, and let"
+                " 'dlr-buffer check-db' look at the queue",
+                self._path,
+            )
+        self._others_wrote = wrote
 
     def _checkpoint(self, connection: Connection) -> None:
         """Bring the log into the database once it is large, and start it over; never waits for a reader."""
@@ -373,34 +502,92 @@ class Writer:
                 return
         except FileNotFoundError:
             return
+        if self._full_at is not None and self._full_at == self._free_bytes():
+            return
+        # Emptied, or the file stays large; but on a disk that is nearly full the log keeps the room it has, so that
+        # acknowledgements have some when others take the rest.
+        if self._bring_in(connection) and not self._scarce():
+            self._bring_in(connection, "TRUNCATE")
+
+    def _make_room(self, connection: Connection) -> bool:
+        """Whether the log, which can't grow, can be written from its start instead, all of it being in the database."""
+        if self._full_at is not None and self._full_at == self._free_bytes():
+            return False
+        return self._bring_in(connection)
+
+    def _bring_in(self, connection: Connection, mode: str = "PASSIVE") -> bool:
+        """Checkpoint; returns whether all of the log is in the database now."""
+        # A reader that still looks into the log is not waited for: the next group tries again.
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        whole = False
         try:
-            _busy, logged, done = connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)").one()
-            if logged == done:
-                # Without this the file stays large. A reader that still looks into the log is not waited for:
-                # the
-                # next group tries again.
-                connection.exec_driver_sql("PRAGMA busy_timeout = 0")
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-            self.checkpoints += 1
-            self._checkpoint_trouble = None
+            busy, logged, done = connection.exec_driver_sql(f"PRAGMA wal_checkpoint({mode})").one()
+            whole = not busy and logged == done
+            self.checkpoints += mode == "PASSIVE"
         except DBAPIError as error:
-            translated = translate(error, self._path)
-            if isinstance(translated, StoreUnavailable) and translated.fatal:
-                self._give_up(translated)
-            elif self._checkpoint_trouble != str(translated):
-                # Said once until it changes: this is tried after every group.
-                self._checkpoint_trouble = str(translated)
-                _log.warning("checkpoint put off: %s", translated)
+            known = translate(error, self._path)
+            if isinstance(known, StoreUnavailable) and known.fatal:
+                self._give_up(known)
+            else:
+                if isinstance(known, StorageFull):
+                    self._full_at = self._free_bytes()
+                self._say(f"checkpoint: {known}", f"checkpoint put off: {known}")
         finally:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            self._note_checkpoint()
+        return whole
+
+    def _note_checkpoint(self) -> None:
+        try:
+            self.files.checkpointed()
+        except OSError as error:
+            self._give_up(StoreUnavailable(f"{self._path} can't be looked at: {error}", fatal=True))
+
+    def _free_bytes(self) -> int | None:
+        try:
+            return free_bytes(self._path)
+        except OSError:
+            return None
+
+    def _checkpoint_at_end(self, connection: Connection) -> None:
+        """Leave an empty log, if the files are still ours and there is room; else the next start brings it in."""
+        try:
+            self._require_ours()
+        except StoreUnavailable as error:
+            self._give_up(error)
+            self._save_what_is_left(connection)
+            return
+        self._bring_in(connection, "TRUNCATE")
+
+    def _save_what_is_left(self, connection: Connection) -> None:
+        """After the files were replaced or overwritten: keep what is ours from being lost or mixed with what is not."""
+        failure, self._unsaved = self._unsaved, None
+        try:
+            match failure:
+                case FileReplaced():
+                    # By descriptor, whatever the names lead to: the file that was open is whole then, and a log that
+                    # still has its name has nothing in it that SQLite would apply to another database.
+                    if self._bring_in(connection, "TRUNCATE"):
+                        _log.critical("what was in the log is in the file that was open when it was replaced")
+                    if (copy := self.files.rescue()) is not None:
+                        _log.critical("the database that was removed is saved as %s", copy)
+                case FileOverwritten(database=True):
+                    _log.critical(
+                        "the log of the database that was overwritten is kept as %s, apart from what is there now",
+                        self.files.set_log_aside(),
+                    )
+                case _:
+                    pass
+        except (OSError, DBAPIError) as error:
+            _log.critical("nothing could be saved of the database: %s", error)
 
     def _give_up(self, error: DlrBufferError) -> None:
         if self._failure is None and isinstance(error, StoreUnavailable):
-            self._failure = error
+            self._failure = self._unsaved = error
             self._call(self._on_failure, error)
 
     def _resolve(self, outcomes: list[Outcome], tx: Transaction | None) -> None:
-        committed = Committed(tx.fresh, tx.events) if tx is not None else None
+        committed = Committed(tx.fresh, tx.events, tx.replayed) if tx is not None else None
         self._call(self._deliver, outcomes, committed)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
@@ -424,6 +611,19 @@ class Writer:
                 command.future.exception()
         if committed is not None:
             self._on_commit(committed)
+
+
+def _write_a_page(tx: Transaction) -> None:
+    """Change nothing, yet have something to commit: SQLite leaves out pages whose bytes stay the same."""
+    state = schema.queue_state
+    tx.connection.execute(update(state).values(next_message=state.c.next_message + 1))
+    # The transaction's last statement puts the number back.
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free beside a file for whoever is not root. Raises OSError."""
+    found = os.statvfs(path.parent)
+    return found.f_bavail * found.f_frsize
 
 
 def _constraint(error: DBAPIError) -> bool:

@@ -127,9 +127,9 @@ class Site:
             sections[f"accounts.{name}.retry"] = {**QUICK_RETRY, **(retry or {})}
         self.config.write_text(toml(sections), encoding="utf-8")
 
-    def start(self, **environ: str) -> DaemonProcess:
-        """Run the daemon and return once it says that it is ready."""
-        daemon = DaemonProcess(self, environ)
+    def start(self, *, module: str = "dlr_buffer", **environ: str) -> DaemonProcess:
+        """Run the daemon (or a module that runs it with some part replaced); returns once it says that it is ready."""
+        daemon = DaemonProcess(self, environ, module)
         self.runs.append(daemon)
         daemon.wait_ready()
         return daemon
@@ -223,7 +223,7 @@ class Site:
 class DaemonProcess:
     """One run of the daemon, which tells this process how it is (sd_notify)."""
 
-    def __init__(self, site: Site, environ: Mapping[str, str]) -> None:
+    def __init__(self, site: Site, environ: Mapping[str, str], module: str = "dlr_buffer") -> None:
         """Start the process."""
         address = site.folder / f"notify-{len(site.runs)}.sock"
         self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -232,7 +232,7 @@ class DaemonProcess:
         self._changed = threading.Condition()
         with site.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dlr_buffer", "--config", str(site.config), "run"],
+                [sys.executable, "-m", module, "--config", str(site.config), "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -78,3 +78,27 @@ def test_a_printed_configuration_loads(tmp_path: Path, text: str) -> None:
     file = tmp_path / "config.toml"
     file.write_text(text.replace("/etc/dlr-buffer/default.password", str(password)))
     assert config.load(file, {}).accounts
+
+
+NAMED = sorted(
+    {
+        (document, name)
+        for document in documents()
+        for name in re.findall(r"`(tests/[\w/]+\.py(?:::\w+)?)`", (ROOT / document).read_text("utf-8"))
+    }
+)
+
+
+def test_the_proof_names_tests() -> None:
+    """docs/reliability.md names the test that proves each promise."""
+    assert sum(document == "docs/reliability.md" for document, _ in NAMED) > 30
+
+
+@pytest.mark.parametrize(("document", "name"), NAMED)
+def test_a_named_test_is_there(document: str, name: str) -> None:
+    """A test that a document calls a proof was not renamed or dropped."""
+    file, _, function = name.partition("::")
+    source = (ROOT / file).read_text("utf-8")
+    assert not function or re.search(
+        rf"^\s*(async )?def {function}\(|^class {function}\b|^{function} = ", source, re.MULTILINE
+    )

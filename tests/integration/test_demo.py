@@ -101,6 +101,7 @@ def _agreeing(plan: Plan) -> tuple[dict[str, Any], dict[str, list[tuple[str, str
         ("stranger", "was never registered"),
         ("dead", "receipts dead"),
         ("acknowledged", "receipts acknowledged"),
+        ("requests", "the daemon counts 5, and 6 arrived"),
         ("resends", "receipts sent again"),
         ("after_final", "receipts came after a final state"),
     ],

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from dlr_buffer.clock import EARLIEST_MS
 from dlr_buffer.expiry import ClockMark, Expiry, Mark, judge_clock
-from tests.clocks import FakeClock
+from tests.clocks import START_MS, FakeClock
 from tests.loops import on_loop
 
 HOUR = 3_600_000
@@ -33,6 +34,8 @@ class ScriptedStore:
     swept_at: list[int] = field(default_factory=list)
     looked_first: list[bool] = field(default_factory=list)
     kept: int = 0
+    asked: list[tuple[int, int, int]] = field(default_factory=list)
+    redated: list[tuple[int, int, int]] = field(default_factory=list)
     clock: FakeClock | None = None
     leap_after_chunk: int = 0
     hold: asyncio.Event | None = None
@@ -48,6 +51,18 @@ class ScriptedStore:
         if self.clock is not None:
             self.clock.leap(self.leap_after_chunk)
         return self.chunks.pop(0) if self.chunks else Swept()
+
+    async def first_in_question(
+        self, *, at_least_ms: int, at_most_ms: int, passing_over_since_ms: int
+    ) -> int:
+        """Remember the question; the first message in question is always the seventh."""
+        self.asked.append((at_least_ms, at_most_ms, passing_over_since_ms))
+        return 7
+
+    async def redate_chunk(self, first: int, *, right_since_ms: int, now_ms: int) -> int | None:
+        """Remember the call; two chunks are all."""
+        self.redated.append((first, right_since_ms, now_ms))
+        return first + 10 if len(self.redated) % 2 else None
 
     async def clock_mark(self) -> ClockMark:
         """The stored mark."""
@@ -77,6 +92,9 @@ def mark(**changes: int | str | None) -> Mark:
     ("stored", "boot_id", "offset_ms", "now_ms", "reason"),
     [
         (Mark(), "a", 0, NOW, None),
+        (Mark(), "a", 0, 0, "1970-01-01T00:00:00.000Z, a time before this program was written"),
+        (mark(), "b", 0, EARLIEST_MS - 1, "before this program was written"),
+        (Mark(), "a", 0, EARLIEST_MS, None),
         (mark(), "a", NOW - HOUR, NOW + 10, None),
         (mark(), "a", NOW - HOUR + HOUR, NOW + HOUR, None),
         (mark(), "a", NOW - HOUR + HOUR + 1, NOW + HOUR + 1, "forward"),
@@ -299,3 +317,122 @@ async def test_the_clock_is_judged_for_others_too() -> None:
     assert expiry.stopped_since_ms == clock.now_ms()
     clock.leap(-72 * HOUR)
     assert await expiry.believed_now() == clock.now_ms()
+
+
+@pytest.mark.parametrize("leap_ms", [96 * HOUR, -96 * HOUR])
+@on_loop
+async def test_what_a_wrong_clock_registered_is_dated_anew(leap_ms: int) -> None:
+    """Once the clock is back, what was registered meanwhile counts from now on, before anything is expired."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    await expiry.sweep()
+    clock.leap(leap_ms)
+    stopped = clock.now_ms()
+    await expiry.sweep()
+    assert store.asked == [(stopped - MINUTE, stopped, 2**62)]
+    clock.advance(5 * MINUTE)
+    clock.leap(-leap_ms)
+    await expiry.sweep()
+    now = clock.now_ms()
+    assert store.redated == [(7, now - MINUTE, now), (17, now - MINUTE, now)]
+    assert store.swept_at[1:] == [now]
+    assert len(store.asked) == 1
+
+
+@pytest.mark.parametrize("way", ["admin", "synchronised"])
+@on_loop
+async def test_a_clock_that_was_right_after_all_dates_nothing_anew(way: str) -> None:
+    """Trusted as it stood all the time, the clock dated right what was registered since the stop."""
+    clock = FakeClock(synchronised=way == "synchronised")
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    await expiry.sweep()
+    clock.leap(96 * HOUR)
+    await expiry.sweep()
+    if way == "admin":
+        await expiry.resume()
+    else:
+        for _ in range(11):
+            clock.advance(MINUTE)
+            await expiry.sweep()
+    assert expiry.stopped_since_ms is None
+    assert store.redated == []
+
+
+@on_loop
+async def test_a_process_that_comes_later_knows_what_is_in_question() -> None:
+    """Started anew while expiry is stopped, the daemon looks for what was registered since the stop by its time."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    await Expiry(store, clock).sweep()
+    clock.leap(-96 * HOUR)
+    await Expiry(store, clock).sweep()
+    stopped = clock.now_ms()
+    clock.advance(HOUR)
+    later = Expiry(store, clock)
+    await later.sweep()
+    assert store.asked[1:] == [(stopped - MINUTE, stopped + HOUR, 2**62)]
+    clock.leap(96 * HOUR)
+    await later.sweep()
+    assert len(store.redated) == 2
+
+
+@pytest.mark.parametrize(
+    ("leap_ms", "asks"), [(96 * HOUR, "the future"), (-96 * HOUR, None), (-START_MS + HOUR, "long ago")]
+)
+@on_loop
+async def test_a_clock_set_right_while_the_daemon_was_down(leap_ms: int, asks: str | None) -> None:
+    """Then only what bears an impossible time is dated anew: one in the future, or before this program was."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    await Expiry(store, clock).sweep()
+    clock.leap(leap_ms)
+    await Expiry(store, clock).sweep()
+    clock.advance(HOUR)
+    clock.leap(-leap_ms)
+    store.asked.clear()
+    await Expiry(store, clock).sweep()
+    now = clock.now_ms()
+    expected = {
+        None: [],
+        "the future": [(now + 1, 2**62, now - MINUTE)],
+        "long ago": [(-(2**62), EARLIEST_MS - 1, now - MINUTE)],
+    }
+    assert store.asked == expected[asks]
+    assert len(store.redated) == (2 if asks else 0)
+    assert store.mark.stopped_since_ms is None
+
+
+@on_loop
+async def test_a_clock_without_a_battery_is_never_believed() -> None:
+    """A new queue on a machine that starts in 1970 expires nothing until the clock is set, and then at once."""
+    clock = FakeClock(5 * MINUTE)
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    for _ in range(3):
+        assert await expiry.sweep() == 0
+        clock.advance(1000)
+    assert store.swept_at == []
+    assert expiry.stop_reason is not None
+    assert "1970-01-01" in expiry.stop_reason
+    clock.leap(START_MS)
+    await expiry.sweep()
+    assert store.swept_at == [clock.now_ms()]
+    assert len(store.redated) == 2
+
+
+@on_loop
+async def test_two_who_ask_at_once_judge_once() -> None:
+    """Expiry and retention asking in the same moment date anew and trust the clock a single time."""
+    clock = FakeClock()
+    store = ScriptedStore()
+    expiry = Expiry(store, clock)
+    await expiry.sweep()
+    clock.leap(-96 * HOUR)
+    await expiry.sweep()
+    clock.leap(96 * HOUR)
+    kept = store.kept
+    assert set(await asyncio.gather(expiry.believed_now(), expiry.believed_now())) == {clock.now_ms()}
+    assert len(store.redated) == 2
+    assert store.kept == kept + 1

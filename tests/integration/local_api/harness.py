@@ -32,6 +32,7 @@ from dlr_buffer.local_api import (
     bind,
     create_app,
 )
+from dlr_buffer.local_api.connections import ConnectionLimits
 from dlr_buffer.local_api.openapi import openapi_document
 from dlr_buffer.local_api.operations import OPERATIONS
 from dlr_buffer.receipt_queue.queue import QueueSettings, ReceiptQueue
@@ -157,7 +158,14 @@ class Reply:
 class Api:
     """The running API; every `call` is checked against the description."""
 
-    def __init__(self, folder: Path, *, accounts: frozenset[str], limits: BodyLimits = LIMITS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        accounts: frozenset[str],
+        limits: BodyLimits = LIMITS,
+        connections: ConnectionLimits | None = None,
+    ) -> None:
         self.store = MemoryStore()
         self.clock = ManualClock()
         self.daemon = ScriptedDaemon()
@@ -167,6 +175,7 @@ class Api:
         self.room = BodyRoom(limits)
         self.paths = {"client": folder / "client.sock", "admin": folder / "admin.sock"}
         self.loop = asyncio.new_event_loop()
+        self.connections = connections
         self.servers: dict[str, ApiServer] = {}
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
@@ -182,7 +191,9 @@ class Api:
                 admin=name == "admin",
                 room=self.room,
             )
-            self.servers[name] = ApiServer(app, bind(path, 0o600, None))
+            self.servers[name] = ApiServer(
+                app, bind(path, 0o600, None), name=f"{name} socket", limits=self.connections
+            )
             self.run(self.servers[name].start())
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -289,16 +290,14 @@ def test_a_defect_is_a_500_problem_without_its_text(api: Api, caplog: pytest.Log
 
 
 def test_a_body_over_the_limit_is_413_before_it_is_read(api: Api) -> None:
-    """Content-Length alone is enough to refuse: the answer comes before any byte of the body."""
+    """Content-Length alone is enough to refuse: the answer comes before any byte of the body, and is the last one."""
     raw = connect(api.paths["client"])
     length = api.room.limits.body_bytes + 1
     raw.sendall(f"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
-    assert raw.recv(65536).startswith(b"HTTP/1.1 413 ")
-    # The connection is still good once the body is through.
-    raw.sendall(b" " * length + b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    rest = b"".join(iter(lambda: raw.recv(65536), b""))
+    answer = b"".join(iter(lambda: raw.recv(65536), b""))
     raw.close()
-    assert b"HTTP/1.1 200 OK" in rest
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close" in answer
 
 
 def test_a_refused_client_that_waits_for_leave_is_disconnected(api: Api) -> None:
@@ -347,22 +346,42 @@ def test_a_cut_body_commits_nothing(api: Api) -> None:
 
 def test_bodies_in_flight_are_bounded_together(api: Api) -> None:
     """When the bodies of slow clients fill the room, the next one is 503 with Retry-After, and theirs still count."""
-    size = 150_000
+    size = 131_000
     body = (b'{"message_id":"a"}').ljust(size)
-    head = f"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
-    slow = [connect(api.paths["client"]) for _ in range(2)]
-    for raw in slow:
-        raw.sendall(head + body[:-1])
-    while api.room.held_bytes < 2 * (size - 1):  # the server says when it has them
-        api.call("GET", "/healthz")
-    refused = api.call("POST", "/v1/messages", b'{"message_id":"b"}')
+    slow = slow_bodies(api, body, 2)
+    refused = api.call("POST", "/v1/messages", b'{"message_id":"b"}'.ljust(2000))
     assert (refused.status, refused.json["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
     for raw in slow:
         raw.sendall(body[-1:])
         assert raw.recv(65536)[:12] in {b"HTTP/1.1 201", b"HTTP/1.1 200"}
         raw.close()
-    assert api.call("POST", "/v1/messages", b'{"message_id":"b"}').status == 201
+    assert api.call("POST", "/v1/messages", b'{"message_id":"b"}'.ljust(2000)).status == 201
     assert api.room.held_bytes == 0
+
+
+def test_large_bodies_leave_room_for_small_ones(api: Api) -> None:
+    """Slow clients with large bodies cannot take all the room: what apps send all day still gets in."""
+    size = 131_000
+    slow = slow_bodies(api, (b'{"message_id":"a"}').ljust(size), 2)
+    last = connect(api.paths["client"])
+    last.sendall(b"POST /v1/messages HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size)
+    last.sendall(b" " * (api.room.limits.bodies_bytes - api.room.held_bytes))
+    assert last.recv(65536).startswith(b"HTTP/1.1 503 ")
+    for number in range(20):
+        assert api.call("POST", "/v1/messages", {"message_id": f"b{number}"}).status == 201
+    for raw in (*slow, last):
+        raw.close()
+
+
+def slow_bodies(api: Api, body: bytes, count: int) -> list[socket.socket]:
+    """Send a body but for its last byte so many times; returns once the server has it all."""
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    slow = [connect(api.paths["client"]) for _ in range(count)]
+    for raw in slow:
+        raw.sendall(head + body[:-1])
+    while api.room.held_bytes < count * (len(body) - 1):
+        api.call("GET", "/healthz")
+    return slow
 
 
 def test_a_body_that_stops_coming_is_given_up(folder: Path) -> None:

@@ -32,11 +32,19 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+React = Callable[[bytes], Act]
+"""Chooses the act by the request."""
+
+
 @dataclass(slots=True)
 class ScriptedServer:
-    """Reads whole requests and acts the script, one act per request; after its end it is an error to ask."""
+    """Reads whole requests and acts the script, one act per request; after its end ``react`` chooses.
+
+    Without ``react`` it is an error to ask more often.
+    """
 
     script: list[Act]
+    react: React | None = None
     port: int = 0
     requests: list[bytes] = field(default_factory=list)
     connections: int = 0
@@ -56,7 +64,8 @@ class ScriptedServer:
                 body = await reader.readexactly(_content_length(head))
                 self.requests.append(head + body)
                 self.asked.set()
-                await self.script.pop(0)(reader, writer)
+                act = self.react(head + body) if self.react and not self.script else self.script.pop(0)
+                await act(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             self.closed.set()
         finally:
@@ -69,10 +78,12 @@ def _content_length(head: bytes) -> int:
 
 
 @asynccontextmanager
-async def serving(*script: Act, tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedServer]:
+async def serving(
+    *script: Act, tls: ssl.SSLContext | None = None, react: React | None = None
+) -> AsyncIterator[ScriptedServer]:
     """Run a scripted server on loopback."""
-    server = ScriptedServer(list(script))
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
+    server = ScriptedServer(list(script), react)
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls, backlog=1024)
     server.port = listening.sockets[0].getsockname()[1]
     try:
         yield server

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +64,8 @@ class Heard:
     fresh: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     failures: list[StoreUnavailable] = field(default_factory=list)
+    replayed: Callable[[Mapping[str, Sequence[int]]], None] = lambda _replayed: None
+    """Who is told of receipts that an admin made due."""
 
     def add_fresh(self, counts: Mapping[str, int]) -> None:
         """Receipts became claimable."""
@@ -269,7 +271,13 @@ async def opened(
         accounts=accounts,
         min_free_bytes=min_free_bytes,
         first_request_id=first_request_id,
-        listeners=StoreListeners(heard.add_fresh, heard.add_events, heard.failures.append),
+        listeners=StoreListeners(
+            heard.add_fresh,
+            heard.add_events,
+            heard.failures.append,
+            # Who listens is said after the queue was opened.
+            lambda ids: heard.replayed(ids),  # noqa: PLW0108 - looked up at each call
+        ),
         now_ms=clock.now_ms,
     )
     try:

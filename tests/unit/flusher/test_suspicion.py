@@ -22,8 +22,14 @@ def claimed(request_id: int, counted_since_ms: int = 0) -> Claimed:
 
 def put(asides: Asides, request_id: int, *, strike: bool = True, refused: bool = False, due: int = 0) -> int:
     """Set one aside; returns its strikes."""
-    strikes, _ = asides.put(request_id, strike=strike, refused=refused, due_ms=due, acknowledged=0)
+    strikes = asides.put(request_id, strike=strike, refused=refused, due_ms=due, acknowledged=0)
+    assert strikes is not None, "there was no room"
     return strikes
+
+
+def looks(asides: Asides, now_ms: int) -> tuple[int | None, int | None, int | None]:
+    """What asides offer while others go through: which is due, when the next one is, and a probe."""
+    return asides.due(now_ms, HORIZON, 1), asides.next_due_ms(HORIZON, 1), asides.longest_untried()
 
 
 def test_evidence_is_an_acknowledgement_after_the_first_attempt() -> None:
@@ -148,20 +154,43 @@ def test_an_aside_on_the_wire_is_not_offered_again() -> None:
     """Between departing and landing a receipt is neither due, nor next, nor a probe."""
     asides = Asides()
     put(asides, 7, due=100)
-    assert (asides.due(100, HORIZON), asides.next_due_ms(), asides.longest_untried()) == (7, 100, 7)
+    assert looks(asides, 100) == (7, 100, 7)
     asides.depart(7)
-    assert (asides.due(100, HORIZON), asides.next_due_ms(), asides.longest_untried()) == (None, None, None)
+    assert looks(asides, 100) == (None, None, None)
     assert 7 in asides
     asides.land([7])
-    assert asides.due(100, HORIZON) == 7
+    assert looks(asides, 100) == (7, 100, 7)
+
+
+def test_an_aside_has_patience_while_nothing_goes_through() -> None:
+    """One with a strike is tried again once another receipt was acknowledged since, or after the longest wait."""
+    asides = Asides()
+    put(asides, 7, due=100)
+    put(asides, 8, strike=False, due=200)
+    assert asides.due(100, HORIZON, 0) is None
+    assert asides.next_due_ms(HORIZON, 0) == 200
+    assert asides.due(100, HORIZON, 1) == 7
+    asides.remove([8])
+    assert asides.next_due_ms(HORIZON, 0) == 100 + HORIZON
+    assert asides.due(100 + HORIZON, HORIZON, 0) == 7
+
+
+def test_an_admin_releases_what_is_kept_apart_unless_it_is_on_the_wire() -> None:
+    """Of the ids named, those that are there and at rest are let go."""
+    asides = Asides()
+    put(asides, 7)
+    put(asides, 8)
+    asides.depart(8)
+    assert asides.release([6, 7, 8]) == [7]
+    assert (7 in asides, 8 in asides) == (False, True)
 
 
 def test_due_survives_a_clock_that_was_set_back() -> None:
     """An aside further ahead than any wait can be counts as due."""
     asides = Asides()
     put(asides, 7, due=10 * HORIZON)
-    assert asides.due(0, HORIZON) == 7
-    assert asides.due(9 * HORIZON, HORIZON) is None
+    assert asides.due(0, HORIZON, 0) == 7
+    assert asides.due(9 * HORIZON, HORIZON, 1) is None
 
 
 def test_recovery_lets_only_the_innocent_go() -> None:
@@ -176,12 +205,16 @@ def test_recovery_lets_only_the_innocent_go() -> None:
 
 
 def test_asides_are_bounded_and_take_turns() -> None:
-    """The one tried longest ago comes next, and makes room when there are too many."""
+    """The one tried longest ago comes next; there is no room for another one, but those that are there stay."""
     asides = Asides()
     for number in range(MAX_ASIDES):
         put(asides, number)
     put(asides, 0)
     assert asides.longest_untried() == 1
-    _, dropped = asides.put(10**6, strike=True, refused=False, due_ms=0, acknowledged=0)
-    assert dropped == [1]
+    assert asides.put(10**6, strike=True, refused=False, due_ms=0, acknowledged=0) is None
     assert len(asides) == MAX_ASIDES
+    assert put(asides, 0) == 3
+    room = [asides.has_room]
+    asides.remove(range(MAX_ASIDES // 2))
+    assert [*room, asides.has_room] == [False, True]
+    assert put(asides, 10**6) == 1
