@@ -319,6 +319,26 @@ class QueueLife(QueueMachine):
         if settle is not None:
             self.do(settle)
 
+    @rule(
+        index=st.integers(0, 9),
+        state=st.sampled_from(intermediate),
+        next_=states,
+        action=receipt_actions,
+        fate=st.sampled_from(["killed", "acknowledged", "refused", "returned"]),
+    )
+    def act_on_the_overtaken(
+        self, index: int, state: MessageState, next_: MessageState, action: ReceiptAction, fate: str
+    ) -> None:
+        """An admin acts on a message whose older receipt is on the wire, or was when the daemon was killed."""
+        name = self.name(index)
+        self.report_on_the_wire(index, state, next_, again=False)
+        if fate == "killed":
+            self.restart(kill=True)
+        named = tuple(each.request_id for each in self.model.of(name))
+        self.do(SteerReceipts(action, named), doing_receipts(action))
+        if fate != "killed":
+            self._end_flights(name[0], fate)
+
     @rule(index=st.integers(0, 9), state=states, fate=st.sampled_from(["refused", "returned"]))
     def round_trip(self, index: int, state: MessageState, fate: str) -> None:
         """Sent, not acknowledged, and asked for again."""
@@ -390,16 +410,19 @@ class QueueLife(QueueMachine):
         dry_run = then == "dry run"
         self.do(SteerFilteredMessages(action, narrow, dry_run=dry_run), doing_messages(action))
 
-    @rule(index=st.integers(0, 9), state=states, span=spans)
-    def hold_after_refusal(self, index: int, state: MessageState, span: int) -> None:
-        """Refused, held for a while, released and sent again: its lifetime counts anew."""
+    @rule(index=st.integers(0, 9), state=states, span=spans, held=st.booleans())
+    def refuse_again(self, index: int, state: MessageState, span: int, held: bool) -> None:  # noqa: FBT001
+        """Refused, and again after a while: its lifetime may be over, but counts anew if it was held meanwhile."""
         name = self.name(index)
         self.round_trip(index, state, "refused")
         named = tuple(each.request_id for each in self.model.of(name))
-        self.do(SteerReceipts(ReceiptAction.HOLD, named))
+        if held:
+            self.do(SteerReceipts(ReceiptAction.HOLD, named))
         self.clock.advance(span)
-        self.do(SteerReceipts(ReceiptAction.RELEASE, named), Doing.REPLAYING)
+        if held:
+            self.do(SteerReceipts(ReceiptAction.RELEASE, named), Doing.REPLAYING)
         self.do(ClaimThese(name[0], named))
+        self._end_flights(name[0], "refused")
 
     @rule(index=st.integers(0, 9), state=states)
     def delete_piece_by_piece(self, index: int, state: MessageState) -> None:
@@ -448,6 +471,13 @@ class QueueLife(QueueMachine):
         self.expire()
         self.leap(span, back=True)
 
+    @rule(index=st.integers(0, 9), state=states, span=leaps)
+    def leap_back_after_refusal(self, index: int, state: MessageState, span: int) -> None:
+        """The clock is set back: nothing waits for a time that is days ahead now."""
+        self.round_trip(index, state, "refused")
+        self.leap(span, back=True)
+        self.do(ClaimDue(self.name(index)[0], HOUR - 1, frozenset()))
+
     @rule()
     def expire(self) -> None:
         """All that is overdue expires, in chunks."""
@@ -468,6 +498,7 @@ class QueueLife(QueueMachine):
     def restart(self, kill: bool) -> None:  # noqa: FBT001 - drawn by name
         """The daemon is told to stop, or is killed; whatever was in flight was never answered."""
         self.run(self._restart(kill=kill))
+        self.look_around()
 
     async def _restart(self, *, kill: bool) -> None:
         self.sound = False
