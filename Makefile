@@ -12,7 +12,7 @@ DEV := $(VENV)/.dev-$(VERSION)
 LOG := $(VENV)/install.log
 # Options for pytest: `make test ARGS="-k expiry"`.
 ARGS ?=
-# How many tests run at once; a file's tests stay together.
+# How many tests run at once. Files stay whole and in their order: the long ones come first, the short ones fill up.
 JOBS ?= auto
 # How often `make crash` kills, and what it begins its random choices with (left out: anything).
 N ?= 25
@@ -46,7 +46,7 @@ demo: $(RUN) ## run the daemon and a stand-in for Smartswitch on a throwaway que
 	@$(BIN)/dlr-buffer demo
 
 test: $(DEV) ## run the whole test suite
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The seed of a campaign is printed; give it again to repeat it, as far as time lets it.
 crash: $(DEV) ## kill a daemon under load N times (25) and prove that nothing is lost (SEED=…)
