@@ -647,7 +647,7 @@ class QueueCrowd(QueueLife):
         index=st.integers(0, 9),
         state=st.sampled_from(intermediate),
         next_=states,
-        chosen=fates,
+        fate=st.sampled_from(["acknowledged", "refused", "returned", "returned"]),
         expire=st.booleans(),
     )
     def crossing(
@@ -655,17 +655,21 @@ class QueueCrowd(QueueLife):
         index: int,
         state: MessageState,
         next_: MessageState,
-        chosen: list[str],
+        fate: str,
         expire: bool,  # noqa: FBT001 - drawn by name
     ) -> None:
-        """An answer and the next state of a message (or its expiry) meet."""
+        """An answer and the next state of a message (or its expiry) meet; others of the batch are acknowledged."""
         name = self.name(index)
         others = [each for each in self.names if each[0] == name[0] and each != name]
         self.do(ReportStates(((name, state), *((each, state) for each in others[:2]))))
         self.do(ClaimFresh(name[0], 100, 100, frozenset()))
-        settle = self.settle(name[0], chosen)
+        in_flight = self.model.in_flight(name[0])
+        own = tuple(each for each in in_flight if self.model.receipts[each].name == name)
+        parts = {"acknowledged": tuple(each for each in in_flight if each not in own)}
+        parts[fate] = parts.get(fate, ()) + own
+        settle = Settle(name[0], parts["acknowledged"], parts.get("refused", ()), parts.get("returned", ()))
         news = SteerMessages(MessageAction.EXPIRE, (name,)) if expire else ReportStates(((name, next_),))
-        self.run(self._at_once([news] if settle is None else [news, settle]))
+        self.run(self._at_once([news, settle] if in_flight else [news]))
 
     def _wish(
         self, kind: str, index: int, some: list[int], state: MessageState, action: ReceiptAction
