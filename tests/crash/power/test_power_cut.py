@@ -83,7 +83,9 @@ def test_no_answer_leaves_before_its_sync(recorded: list[Record], tmp_path: Path
 def test_whatever_a_power_cut_leaves_is_whole(recorded: list[Record], tmp_path: Path) -> None:
     """Cut at every sync point, with all, none or any torn part of what was not synced: nothing answered is missing."""
     replay = cut_everywhere(recorded, tmp_path / "image")
-    assert replay.images > 300
+    syncs = sum(record.kind is Kind.SYNC for record in recorded)
+    # How many there are depends on how many requests share a commit; each has to be cut at, whole and torn.
+    assert replay.images > 2 * syncs > 100
     truncated = [record for record in recorded if record.kind is Kind.TRUNCATE and record.file is File.WAL]
     assert len(truncated) > 5, "the log was never brought in"
 
