@@ -11,6 +11,7 @@ from dlr_buffer.errors import Conflict, DlrBufferError
 from dlr_buffer.messages import Message, Verdict, judge_registration
 from dlr_buffer.receipts import Registered
 from dlr_buffer.storage import schema
+from dlr_buffer.storage.prepared import Prepared
 from dlr_buffer.storage.transaction import (
     MessageRow,
     Row,
@@ -19,8 +20,12 @@ from dlr_buffer.storage.transaction import (
     require_rows,
 )
 
-INSERT_MESSAGES = insert(schema.messages)
-_ADOPT = (
+INSERT_MESSAGES = Prepared(
+    insert(schema.messages).values(
+        {column.name: bindparam(column.name) for column in schema.messages.columns}
+    )
+)
+_ADOPT = Prepared(
     update(schema.messages)
     .where(
         schema.messages.c.id == bindparam("b_id"),
@@ -132,14 +137,14 @@ def register(tx: Transaction, items: Sequence[RegisterItem]) -> list[Registered 
             case Verdict.REPEATED:
                 outcomes.append(Registered(public_message(item.account, row), new=False))
     if new:
-        tx.connection.execute(INSERT_MESSAGES, [as_columns(row) for row in new])
+        INSERT_MESSAGES.run_many(tx.connection, [as_columns(row) for row in new])
         for row in new:
             tx.move_message(row.account_id, None, row.state)
     if adopted:
-        done = tx.connection.execute(
-            _ADOPT,
+        done = _ADOPT.run_many(
+            tx.connection,
             [{"b_id": row.id, "b_expires_at": row.expires_at} for row in adopted.values()],
         )
-        require_rows(done.rowcount, len(adopted), "adopting a validity period")
+        require_rows(done, len(adopted), "adopting a validity period")
     tx.events["registered"] += len(new)
     return outcomes

@@ -12,6 +12,7 @@ from dlr_buffer.errors import DlrBufferError, MessageFinal, NotFound, StorageFul
 from dlr_buffer.messages import MessageState, Verdict, judge_report
 from dlr_buffer.receipts import Receipt, ReceiptStatus, Reported
 from dlr_buffer.storage import schema
+from dlr_buffer.storage.prepared import Prepared
 from dlr_buffer.storage.registering import (
     INSERT_MESSAGES,
     as_columns,
@@ -20,9 +21,22 @@ from dlr_buffer.storage.registering import (
 )
 from dlr_buffer.storage.transaction import MessageRow, Row, Transaction, require_rows
 
-INSERT_RECEIPTS = insert(schema.receipts)
+_FRESH_COLUMNS = (
+    "request_id",
+    "message",
+    "account_id",
+    "state",
+    "status",
+    "attempts",
+    "refusals",
+    "created_at",
+    "counted_since",
+    "settled_at",
+    "previous_id",
+)
+INSERT_RECEIPTS = Prepared(insert(schema.receipts).values({name: bindparam(name) for name in _FRESH_COLUMNS}))
 # The first final state wins: a row that has one is out of reach.
-CHANGE_STATE = (
+CHANGE_STATE = Prepared(
     update(schema.messages)
     .where(
         schema.messages.c.id == bindparam("b_id"),
@@ -121,7 +135,7 @@ class _Gathered:
         """Write all of it."""
         tx = self.tx
         if self.registered:
-            tx.connection.execute(INSERT_MESSAGES, [as_columns(row) for row in self.registered.values()])
+            INSERT_MESSAGES.run_many(tx.connection, [as_columns(row) for row in self.registered.values()])
             for row in self.registered.values():
                 tx.move_message(row.account_id, None, row.state)
             tx.events["registered"] += len(self.registered)
@@ -168,8 +182,8 @@ def change_states(tx: Transaction, rows: Sequence[MessageRow], before: dict[int,
     """Write the new state of messages that had none that is final; ``before`` has the old codes."""
     if not rows:
         return
-    done = tx.connection.execute(
-        CHANGE_STATE,
+    done = CHANGE_STATE.run_many(
+        tx.connection,
         [
             {
                 "b_id": row.id,
@@ -180,7 +194,7 @@ def change_states(tx: Transaction, rows: Sequence[MessageRow], before: dict[int,
             for row in rows
         ],
     )
-    require_rows(done.rowcount, len(rows), "changing states")
+    require_rows(done, len(rows), "changing states")
     for row in rows:
         tx.move_message(row.account_id, before[row.id], row.state)
 
@@ -189,7 +203,7 @@ def add_receipts(tx: Transaction, rows: Sequence[Row]) -> None:
     """Insert receipts and count them."""
     if not rows:
         return
-    tx.connection.execute(INSERT_RECEIPTS, rows)
+    INSERT_RECEIPTS.run_many(tx.connection, rows)
     for row in rows:
         tx.move_receipts(row["account_id"], None, row["status"])
         if row["status"] == schema.PENDING:

@@ -6,8 +6,8 @@ its receipts are only given back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, bindparam, case, select, update
@@ -27,6 +27,7 @@ from dlr_buffer.receipts import (
 )
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.claims import Claims
+from dlr_buffer.storage.prepared import Prepared
 from dlr_buffer.storage.transaction import (
     Row,
     Transaction,
@@ -55,7 +56,7 @@ _CLAIMABLE = (
     )
     .where(schema.has_status(schema.PENDING))
 )
-FRESH = (
+FRESH = Prepared(
     _CLAIMABLE.where(
         schema.receipts.c.next_attempt_at.is_(None),
         schema.receipts.c.account_id == bindparam("account_id"),
@@ -64,7 +65,7 @@ FRESH = (
     .order_by(schema.receipts.c.request_id)
     .limit(bindparam("limit"))
 )
-NEWEST = (
+NEWEST = Prepared(
     _CLAIMABLE.where(
         schema.receipts.c.next_attempt_at.is_(None),
         schema.receipts.c.account_id == bindparam("account_id"),
@@ -73,7 +74,7 @@ NEWEST = (
     .order_by(schema.receipts.c.request_id.desc())
     .limit(bindparam("limit"))
 )
-DUE = (
+DUE = Prepared(
     _CLAIMABLE.where(
         schema.receipts.c.next_attempt_at.is_not(None),
         schema.receipts.c.account_id == bindparam("account_id"),
@@ -83,7 +84,7 @@ DUE = (
     .limit(bindparam("limit"))
     .offset(bindparam("offset"))
 )
-FAR = (
+FAR = Prepared(
     _CLAIMABLE.where(
         schema.receipts.c.next_attempt_at.is_not(None),
         schema.receipts.c.account_id == bindparam("account_id"),
@@ -93,7 +94,7 @@ FAR = (
     .limit(bindparam("limit"))
     .offset(bindparam("offset"))
 )
-NEXT_DUE = (
+NEXT_DUE = Prepared(
     select(schema.receipts.c.next_attempt_at)
     .where(
         schema.receipts.c.next_attempt_at.is_not(None),
@@ -103,12 +104,14 @@ NEXT_DUE = (
     .order_by(schema.receipts.c.next_attempt_at)
     .limit(1)
 )
-_THESE = _CLAIMABLE.where(
-    schema.receipts.c.account_id == bindparam("account_id"),
-    among(schema.receipts.c.request_id, "request_ids"),
-).order_by(schema.receipts.c.request_id)
+_THESE = Prepared(
+    _CLAIMABLE.where(
+        schema.receipts.c.account_id == bindparam("account_id"),
+        among(schema.receipts.c.request_id, "request_ids"),
+    ).order_by(schema.receipts.c.request_id)
+)
 
-_ACKNOWLEDGE = (
+_ACKNOWLEDGE = Prepared(
     update(schema.receipts)
     .where(
         schema.receipts.c.request_id == bindparam("b_request_id"),
@@ -125,7 +128,7 @@ _ACKNOWLEDGE = (
         error_detail=None,
     )
 )
-_REFUSE = (
+_REFUSE = Prepared(
     update(schema.receipts)
     .where(
         schema.receipts.c.request_id == bindparam("b_request_id"),
@@ -145,7 +148,7 @@ _REFUSE = (
         error_detail=bindparam("b_detail"),
     )
 )
-_REFUSED = (
+_REFUSED = Prepared(
     select(
         schema.receipts.c.request_id,
         schema.receipts.c.refusals,
@@ -163,6 +166,32 @@ _REFUSED = (
         schema.receipts.c.status == schema.PENDING,
     )
 )
+
+
+class _PendingRow(NamedTuple):
+    """What `_CLAIMABLE` selects."""
+
+    request_id: int
+    message: int
+    state: int
+    attempts: int
+    refusals: int
+    created_at: int
+    counted_since: int
+    next_attempt_at: int | None
+    message_id: str
+    receipt_id: int
+
+
+class _RefusedRow(NamedTuple):
+    """What `_REFUSED` selects."""
+
+    request_id: int
+    refusals: int
+    counted_since: int
+    state: int
+    receipt_id: int
+
 
 _ABOVE_ALL = 2**63 - 1
 _LOOK_AHEAD = 64
@@ -233,8 +262,8 @@ def give_back(
 def _acknowledge(tx: Transaction, settlement: Settlement) -> int:
     if not settlement.acknowledged:
         return 0
-    done = tx.connection.execute(
-        _ACKNOWLEDGE,
+    done = _ACKNOWLEDGE.run_many(
+        tx.connection,
         [
             {
                 "b_request_id": each.request_id,
@@ -245,9 +274,9 @@ def _acknowledge(tx: Transaction, settlement: Settlement) -> int:
             for each in settlement.acknowledged
         ],
     )
-    require_rows(done.rowcount, len(settlement.acknowledged), "acknowledging")
-    tx.move_receipts(settlement.account_id, schema.PENDING, schema.ACKNOWLEDGED, done.rowcount)
-    return done.rowcount
+    require_rows(done, len(settlement.acknowledged), "acknowledging")
+    tx.move_receipts(settlement.account_id, schema.PENDING, schema.ACKNOWLEDGED, done)
+    return done
 
 
 def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
@@ -256,7 +285,7 @@ def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
         return 0, 0
     account_id, now, policy = settlement.account_id, settlement.now, settlement.policy
     errors = {each.request_id: each.error for each in settlement.refused}
-    rows = tx.connection.execute(_REFUSED, {"request_ids": json_array(errors)}).all()
+    rows = _refused(tx.connection, errors)
     require_rows(len(rows), len(errors), "finding refused receipts")
     changes: list[Row] = []
     dead = superseded = 0
@@ -303,8 +332,8 @@ def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
             "refused",
             f"{error.code}: {error.title}: {error.detail}",
         )
-    done = tx.connection.execute(_REFUSE, changes)
-    require_rows(done.rowcount, len(changes), "refusing")
+    done = _REFUSE.run_many(tx.connection, changes)
+    require_rows(done, len(changes), "refusing")
     return dead, superseded
 
 
@@ -318,7 +347,7 @@ class Claimer:
         """Claim in ``claims``."""
         self._claims = claims
 
-    def _claimable(self, row: Any, excluding: Container[int], stale: list[int]) -> bool:  # noqa: ANN401 - a row of SQLAlchemy's
+    def _claimable(self, row: _PendingRow, excluding: Container[int], stale: list[int]) -> bool:
         """Whether a pending receipt may be claimed now; one that a newer one overtook is noted as stale."""
         if row.request_id in self._claims or row.request_id in excluding:
             return False
@@ -344,11 +373,11 @@ class Claimer:
         """
         claims = self._claims
         start = first = claims.next_fresh(account_id)
-        candidates: list[Any] = []
+        candidates: list[_PendingRow] = []
         stale: list[int] = []
         while len(candidates) < limit:
             ask = limit - len(candidates) + _LOOK_AHEAD
-            rows = connection.execute(FRESH, {"account_id": account_id, "start": start, "limit": ask}).all()
+            rows = _pending(connection, FRESH, {"account_id": account_id, "start": start, "limit": ask})
             for row in rows:
                 start = row.request_id + 1
                 if not self._claimable(row, excluding, stale):
@@ -378,9 +407,9 @@ class Claimer:
         below = _ABOVE_ALL
         stale: list[int] = []
         while True:
-            rows = connection.execute(
-                NEWEST, {"account_id": account_id, "below": below, "limit": _LOOK_AHEAD}
-            ).all()
+            rows = _pending(
+                connection, NEWEST, {"account_id": account_id, "below": below, "limit": _LOOK_AHEAD}
+            )
             for row in rows:
                 below = row.request_id
                 if self._claimable(row, excluding, stale):
@@ -403,9 +432,9 @@ class Claimer:
         end = claims.next_fresh(account_id)
         stale: list[int] = []
         while after < end:
-            rows = connection.execute(
-                FRESH, {"account_id": account_id, "start": after + 1, "limit": _LOOK_AHEAD}
-            ).all()
+            rows = _pending(
+                connection, FRESH, {"account_id": account_id, "start": after + 1, "limit": _LOOK_AHEAD}
+            )
             for row in rows:
                 after = row.request_id
                 if after >= end:
@@ -438,9 +467,11 @@ class Claimer:
         for statement, bounds in ((DUE, {"until": now}), (FAR, {"horizon": now + horizon_ms})):
             offset = 0
             while True:
-                rows = connection.execute(
-                    statement, {"account_id": account_id, "limit": _LOOK_AHEAD, "offset": offset, **bounds}
-                ).all()
+                rows = _pending(
+                    connection,
+                    statement,
+                    {"account_id": account_id, "limit": _LOOK_AHEAD, "offset": offset, **bounds},
+                )
                 for row in rows:
                     if not self._claimable(row, excluding, stale):
                         continue
@@ -450,8 +481,8 @@ class Claimer:
                     break
                 # All of these are in flight or kept apart; there are never many of them.
                 offset += _LOOK_AHEAD
-        next_due = connection.execute(NEXT_DUE, {"account_id": account_id, "until": now}).scalar()
-        return DueClaim(None, next_due), stale
+        next_due = NEXT_DUE.rows(connection, {"account_id": account_id, "until": now})
+        return DueClaim(None, next_due[0][0] if next_due else None), stale
 
     def these(
         self,
@@ -465,9 +496,9 @@ class Claimer:
         claims = self._claims
         taken: list[Claimed] = []
         stale: list[int] = []
-        rows = connection.execute(
-            _THESE, {"account_id": account_id, "request_ids": json_array(request_ids)}
-        ).all()
+        rows = _pending(
+            connection, _THESE, {"account_id": account_id, "request_ids": json_array(request_ids)}
+        )
         for row in rows:
             if not self._claimable(row, (), stale):
                 continue
@@ -476,7 +507,7 @@ class Claimer:
         return Claim(tuple(taken), None), stale
 
 
-def _claimed(account: str, row: Any, claims: Claims) -> Claimed:  # noqa: ANN401 - a row of SQLAlchemy's
+def _claimed(account: str, row: _PendingRow, claims: Claims) -> Claimed:
     return Claimed(
         Receipt(
             row.request_id,
@@ -493,9 +524,18 @@ def _claimed(account: str, row: Any, claims: Claims) -> Claimed:  # noqa: ANN401
     )
 
 
+def _pending(connection: Connection, statement: Prepared, values: Mapping[str, Any]) -> list[_PendingRow]:
+    return [_PendingRow._make(row) for row in statement.rows(connection, values)]
+
+
+def _refused(connection: Connection, request_ids: Iterable[int]) -> list[_RefusedRow]:
+    rows = _REFUSED.rows(connection, {"request_ids": json_array(request_ids)})
+    return [_RefusedRow._make(row) for row in rows]
+
+
 def supersede_stale(tx: Transaction, account_id: int, request_ids: Sequence[int], now: int) -> None:
     """Supersede what a crash left behind, if it is still pending."""
-    rows = tx.connection.execute(_REFUSED, {"request_ids": json_array(request_ids)}).all()
+    rows = _refused(tx.connection, request_ids)
     stale = [
         row.request_id for row in rows if row.request_id not in tx.claims and row.receipt_id != row.request_id
     ]

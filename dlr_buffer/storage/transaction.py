@@ -7,21 +7,23 @@ COMMIT. Which rows are changed is the business of the modules that are given one
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import Select
 
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.claims import Claims
+from dlr_buffer.storage.prepared import Prepared
 
 Row = dict[str, Any]
+
+_encode = msgspec.json.Encoder().encode
 
 
 def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
@@ -37,9 +39,7 @@ def known_messages(
     connection: Connection, account_id: int, message_ids: Iterable[str]
 ) -> dict[str, MessageRow]:
     """Look up messages of an account by name."""
-    rows = connection.execute(
-        _KNOWN, {"account_id": account_id, "message_ids": json_array(message_ids)}
-    ).all()
+    rows = _KNOWN.rows(connection, {"account_id": account_id, "message_ids": json_array(message_ids)})
     return {
         row[1]: MessageRow(
             id=row[0],
@@ -58,7 +58,7 @@ def known_messages(
 
 def json_array(values: Iterable[int | str]) -> str:
     """Write the values for `among`."""
-    return json.dumps(list(values))
+    return _encode(list(values)).decode()
 
 
 @dataclass(slots=True)
@@ -86,25 +86,29 @@ class MessageRow:
     receipt_id: int
 
 
-_KNOWN: Select[Any] = select(
-    schema.messages.c.id,
-    schema.messages.c.message_id,
-    schema.messages.c.state,
-    schema.messages.c.implicit,
-    schema.messages.c.registered_at,
-    schema.messages.c.expires_at,
-    schema.messages.c.changed_at,
-    schema.messages.c.receipt_id,
-).where(
-    schema.messages.c.account_id == bindparam("account_id"),
-    among(schema.messages.c.message_id, "message_ids"),
+_KNOWN = Prepared(
+    select(
+        schema.messages.c.id,
+        schema.messages.c.message_id,
+        schema.messages.c.state,
+        schema.messages.c.implicit,
+        schema.messages.c.registered_at,
+        schema.messages.c.expires_at,
+        schema.messages.c.changed_at,
+        schema.messages.c.receipt_id,
+    ).where(
+        schema.messages.c.account_id == bindparam("account_id"),
+        among(schema.messages.c.message_id, "message_ids"),
+    )
 )
 
-_STATUS_OF = select(
-    schema.receipts.c.request_id, schema.receipts.c.account_id, schema.receipts.c.status
-).where(among(schema.receipts.c.request_id, "request_ids"))
+_STATUS_OF = Prepared(
+    select(schema.receipts.c.request_id, schema.receipts.c.account_id, schema.receipts.c.status).where(
+        among(schema.receipts.c.request_id, "request_ids")
+    )
+)
 
-_SUPERSEDE = (
+_SUPERSEDE = Prepared(
     update(schema.receipts)
     .where(
         schema.receipts.c.request_id == bindparam("b_request_id"),
@@ -120,7 +124,7 @@ _SUPERSEDE = (
     )
 )
 
-_COUNT_MESSAGES = (
+_COUNT_MESSAGES = Prepared(
     update(schema.message_counts)
     .where(
         schema.message_counts.c.account_id == bindparam("b_account_id"),
@@ -128,7 +132,7 @@ _COUNT_MESSAGES = (
     )
     .values(rows=schema.message_counts.c.rows + bindparam("b_delta"))
 )
-_COUNT_RECEIPTS = (
+_COUNT_RECEIPTS = Prepared(
     update(schema.receipt_counts)
     .where(
         schema.receipt_counts.c.account_id == bindparam("b_account_id"),
@@ -136,13 +140,17 @@ _COUNT_RECEIPTS = (
     )
     .values(rows=schema.receipt_counts.c.rows + bindparam("b_delta"))
 )
-_KEEP_NUMBERS = update(schema.queue_state).values(
-    next_request_id=bindparam("b_next_request_id"),
-    next_message=bindparam("b_next_message"),
-    swept_to=bindparam("b_swept_to"),
-    swept_message=bindparam("b_swept_message"),
+_KEEP_NUMBERS = Prepared(
+    update(schema.queue_state).values(
+        next_request_id=bindparam("b_next_request_id"),
+        next_message=bindparam("b_next_message"),
+        swept_to=bindparam("b_swept_to"),
+        swept_message=bindparam("b_swept_message"),
+    )
 )
-_NOTE = insert(schema.history)
+_NOTE = Prepared(
+    insert(schema.history).values({name: bindparam(name) for name in ("request_id", "at", "event", "detail")})
+)
 
 
 @dataclass(slots=True)
@@ -236,9 +244,8 @@ class Transaction:
                 waiting.append(older)
         if not waiting:
             return
-        rows = self.connection.execute(_STATUS_OF, {"request_ids": json_array(waiting)}).all()
-        changed = [row for row in rows if row.status in (schema.PENDING, schema.HELD)]
-        self.mark_superseded([(row.request_id, row.account_id, row.status) for row in changed], now)
+        rows = _STATUS_OF.rows(self.connection, {"request_ids": json_array(waiting)})
+        self.mark_superseded([row for row in rows if row[2] in (schema.PENDING, schema.HELD)], now)
 
     def mark_superseded(self, rows: Sequence[tuple[int, int, int]], now: int) -> None:
         """Supersede these (request_id, account_id, present status).
@@ -248,8 +255,8 @@ class Transaction:
         if not rows:
             return
         request_ids = [row[0] for row in rows]
-        done = self.connection.execute(
-            _SUPERSEDE,
+        done = _SUPERSEDE.run_many(
+            self.connection,
             [
                 {
                     "b_request_id": each,
@@ -259,7 +266,7 @@ class Transaction:
                 for each in request_ids
             ],
         )
-        require_rows(done.rowcount, len(rows), "superseding receipts")
+        require_rows(done, len(rows), "superseding receipts")
         for _, account_id, status in rows:
             self.move_receipts(account_id, status, schema.SUPERSEDED)
         self.events["superseded"] += len(rows)
@@ -268,7 +275,7 @@ class Transaction:
     def finish(self) -> None:
         """Write what was gathered: counters, history, and the numbers handed out. The writer commits next."""
         if self.notes:
-            self.connection.execute(_NOTE, self.notes)
+            _NOTE.run_many(self.connection, self.notes)
         for statement, deltas in (
             (_COUNT_MESSAGES, self.message_deltas),
             (_COUNT_RECEIPTS, self.receipt_deltas),
@@ -279,10 +286,10 @@ class Transaction:
                 if delta
             ]
             if changes:
-                done = self.connection.execute(statement, changes)
-                require_rows(done.rowcount, len(changes), "counting")
-        self.connection.execute(
-            _KEEP_NUMBERS,
+                done = statement.run_many(self.connection, changes)
+                require_rows(done, len(changes), "counting")
+        _KEEP_NUMBERS.run(
+            self.connection,
             {
                 "b_next_request_id": self.numbers.next_request_id,
                 "b_next_message": self.numbers.next_message,

@@ -39,6 +39,7 @@ from dlr_buffer.storage import schema
 from dlr_buffer.storage.claims import Claims
 from dlr_buffer.storage.connection import BUSY_TIMEOUT_MS, translate, translated, witness
 from dlr_buffer.storage.files import FileOverwritten, FileReplaced, QueueFiles
+from dlr_buffer.storage.prepared import driver
 from dlr_buffer.storage.transaction import QueueNumbers, Transaction
 
 CHECKPOINT_BYTES: Final = 8 * 1024 * 1024
@@ -412,14 +413,14 @@ class Writer:
         try:
             # Before, for a commit covers up that a log was cut; and after, for what happened meanwhile.
             self._require_ours()
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            driver(connection).execute("BEGIN IMMEDIATE")
             results = _run_all(tx, group)
             tx.finish()
-            connection.exec_driver_sql("COMMIT")
+            driver(connection).execute("COMMIT")
             self._require_ours()
         except BaseException as error:
             self._roll_back(connection)
-            if isinstance(error, DBAPIError) and not _constraint(error):
+            if isinstance(error, (DBAPIError, sqlite3.Error)) and not _constraint(error):
                 raise translate(error, self._path) from error
             raise
         self._follow(tx)
@@ -626,9 +627,9 @@ def free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _constraint(error: DBAPIError) -> bool:
+def _constraint(error: DBAPIError | sqlite3.Error) -> bool:
     """Whether a CHECK or a UNIQUE refused it: one command's own trouble, not the database's."""
-    return getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_CONSTRAINT")
+    return getattr(getattr(error, "orig", error), "sqlite_errorname", "").startswith("SQLITE_CONSTRAINT")
 
 
 def _run_all(tx: Transaction, group: list[Command]) -> list[Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from sqlalchemy.dialects import sqlite
 
 from dlr_buffer.flusher.judgement import Work
 from dlr_buffer.flusher.suspicion import Halving
@@ -96,7 +96,7 @@ async def test_a_claim_costs_the_same_with_a_thousand_apart(path: Path) -> None:
         assert queue.store._writer.claims.next_fresh(1) > apart[-1]
         plan = ""
         for statement in (FRESH, NEWEST):
-            written = str(statement.compile(dialect=sqlite.dialect()))
+            written = re.sub(r":\w+", "?", statement.sql)
             plan += str(rows(path, f"EXPLAIN QUERY PLAN {written}", *[1] * written.count("?")))
         assert plan.count("USING INDEX receipts_fresh (account_id=? AND rowid") == 2, plan
         assert "TEMP B-TREE" not in plan, plan

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 
 from dlr_buffer.receipts import ReceiptAction, ReceiptStatus
 from dlr_buffer.selection import MessageAction, MessageFilter, ReceiptFilter
+from dlr_buffer.storage import prepared
+from dlr_buffer.storage.prepared import driver
 from tests.integration.storage.harness import (
     ACCEPTED,
     DAY,
@@ -40,7 +43,7 @@ HOT = {
     "expiry, later": (r"messages.expires_at > \? AND messages.expires_at <= \?", "messages_expiry"),
     "expiry, same moment": (r"messages.expires_at = \? AND messages.id > \?", "messages_expiry"),
     "change state": (r"^UPDATE messages SET state", "INTEGER PRIMARY KEY"),
-    "supersede": (r"^UPDATE receipts SET .* BETWEEN \? AND \?", "INTEGER PRIMARY KEY"),
+    "supersede": (r"^UPDATE receipts SET status=5, .* BETWEEN 2 AND 3", "INTEGER PRIMARY KEY"),
     "acknowledge": (r"^UPDATE receipts SET .*response_id=", "INTEGER PRIMARY KEY"),
     "retention": (
         r"WHERE receipts.request_id > \? ORDER BY receipts.request_id LIMIT",
@@ -69,10 +72,26 @@ def recorded(queue: Queue) -> Iterator[dict[str, Any]]:
         if statement.startswith(("SELECT", "UPDATE", "DELETE")):
             seen.setdefault(" ".join(statement.split()), values[0] if many else values)
 
+    class Noting:
+        """Stands for the driver's connection where prepared statements are given to it."""
+
+        def __init__(self, connection: Connection) -> None:
+            self._raw = driver(connection)
+
+        def execute(self, sql: str, values: Any) -> sqlite3.Cursor:  # noqa: ANN401 - as the driver's
+            note(None, None, sql, values, None, None)
+            return self._raw.execute(sql, values)
+
+        def executemany(self, sql: str, values: Any) -> sqlite3.Cursor:  # noqa: ANN401 - as the driver's
+            rows = list(values)
+            note(None, None, sql, rows, None, "many")
+            return self._raw.executemany(sql, rows)
+
     targets = [queue.store._writer._connection, queue.store._reader_engine]
     for target in targets:
         event.listen(target, "before_cursor_execute", note)
-    yield seen
+    with patch.object(prepared, "driver", Noting):
+        yield seen
     for target in targets:
         event.remove(target, "before_cursor_execute", note)
 
