@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,8 +99,13 @@ class SystemBootClock(SystemClock):
 def rfc3339(at_ms: int) -> str:
     """Write a wall time as RFC 3339 in UTC with milliseconds, e.g. ``2026-11-23T18:41:00.250Z``."""
     seconds, ms = divmod(at_ms, 1000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
+    return f"{_second(seconds)}.{ms:03d}Z"
+
+
+@functools.lru_cache(maxsize=1024)
+def _second(seconds: int) -> str:
+    # Times that are written at once lie close together, and formatting one takes longer than all the rest.
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def parse_rfc3339(text: str) -> int:

@@ -198,6 +198,7 @@ class Daemon:
                 bind(path, mode, group),
                 name="admin socket" if admin else "client socket",
                 limits=ConnectionLimits(connections),
+                express=app.express,
             )
             self._servers.append(server)
             await server.start()

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from dlr_buffer.clock import Clock
 from dlr_buffer.errors import DlrBufferError, NotFound
 from dlr_buffer.local_api.bodies import BodyRoom, ClientGone
+from dlr_buffer.local_api.express import Express
 from dlr_buffer.local_api.openapi import openapi_document
 from dlr_buffer.local_api.operations import OPERATIONS, Operation
 from dlr_buffer.local_api.ports import Accounts, Expiry, Vitals
@@ -41,7 +42,7 @@ def create_app(  # noqa: PLR0913 - the composition root hands over each service 
     clock: Clock,
     admin: bool,
     room: BodyRoom | None = None,
-) -> ASGIApp:
+) -> LocalApi:
     """Build the app of the admin socket (``admin``) or the client socket.
 
     ``room`` bounds the bodies in flight; hand the same one to both apps of a daemon.
@@ -52,7 +53,10 @@ def create_app(  # noqa: PLR0913 - the composition root hands over each service 
 
 
 class LocalApi:
-    """An ASGI application over ``services``; ``routes`` says what it serves, for tests."""
+    """An ASGI application over ``services``.
+
+    ``routes`` says what it serves, for tests; ``express`` takes what need not go through ASGI.
+    """
 
     def __init__(self, services: Services, operations: tuple[Operation, ...], *, admin: bool) -> None:
         """Serve all of ``operations`` if ``admin``, else those for clients."""
@@ -64,6 +68,7 @@ class LocalApi:
             redirect_slashes=False,
             default=_Resource(services, {}, frozenset()),
         )
+        self.express = Express(services)
         self._hot = {path.encode(): self.routes[path] for path in _HOT if path in self.routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -170,6 +170,10 @@ class ItemDecoder(Generic[T]):
         self._many = msgspec.json.Decoder(list[item_type])  # type: ignore[valid-type]
         self._allowed = allowed
 
+    def plain(self, body: bytes) -> T:
+        """Decode one object; raises what msgspec raises, unexplained."""
+        return self._one.decode(body)
+
     def one(self, body: bytes) -> T:
         """Decode one object; raises MalformedItem or InvalidItem."""
         try:

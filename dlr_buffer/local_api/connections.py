@@ -116,7 +116,7 @@ class ConnectionRoom(Generic[Connection]):
         found = []
         for phase, waiting in self._waiting.items():
             for connection, since_s in waiting.items():
-                if now_s < since_s + self._patience_s(phase):
+                if now_s < since_s + self.patience_s(phase):
                     break
                 found.append((connection, phase))
         return found
@@ -124,7 +124,7 @@ class ConnectionRoom(Generic[Connection]):
     def next_deadline_s(self) -> float | None:
         """When the next connection will be overdue; None while none waits."""
         deadlines = [
-            next(iter(waiting.values())) + self._patience_s(phase)
+            next(iter(waiting.values())) + self.patience_s(phase)
             for phase, waiting in self._waiting.items()
             if waiting
         ]
@@ -141,7 +141,8 @@ class ConnectionRoom(Generic[Connection]):
             break
         return None
 
-    def _patience_s(self, phase: Phase) -> float:
+    def patience_s(self, phase: Phase) -> float:
+        """How long a connection may be in a phase."""
         match phase:
             case Phase.IDLE:
                 return self.limits.idle_s

@@ -6,6 +6,10 @@ answer that is still owed; a client that closes its sending side early still get
 before its body came whole ends the connection, after a little more of the body is dropped; requests sent ahead of their
 turn wait as bytes, and no more is read meanwhile; and connections are bounded in number, and in the time that they keep
 waiting (`connections`).
+
+An app's requests differ in their bodies, but their heads are the same bytes again and again. So the heads of single
+registrations and reports are remembered once uvicorn's parser has read them, and a request that comes whole, with a
+head that is known, goes the short way (`express`) past parser and ASGI.
 """
 
 from __future__ import annotations
@@ -13,16 +17,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
+from starlette.responses import Response
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from dlr_buffer.local_api.bodies import is_ndjson
 from dlr_buffer.local_api.connections import ACCEPTED_AT_ONCE, ConnectionLimits, ConnectionRoom, Phase
-from dlr_buffer.local_api.problems import CONTENT_TYPE, ProblemCode, problem_body
+from dlr_buffer.local_api.express import MAX_BODY_BYTES, Express
+from dlr_buffer.local_api.problems import (
+    CONTENT_TYPE,
+    ProblemCode,
+    Refusal,
+    problem_body,
+    problem_response,
+    stopping,
+)
 from dlr_buffer.local_api.sockets import BACKLOG, BoundSocket
 
 _MAX_HEAD_BYTES = 16 * 1024
@@ -31,6 +47,13 @@ _MAX_READ_BYTES = 64 * 1024
 """So much is read at once from one connection, and at most kept unread for it."""
 _PARSED_AT_ONCE_BYTES = 2 * 1024
 """Pipelined requests become objects fifty times their size; so they are parsed a little at a time."""
+_HEAD_END = b"\r\n\r\n"
+_MAX_KNOWN_HEADS = 256
+"""Far more than there are kinds of clients, and lengths of bodies that each sends."""
+_PLAIN_HEADERS = frozenset(
+    {b"host", b"user-agent", b"accept", b"accept-encoding", b"content-type", b"content-length"}
+)
+"""A head with any other field (Expect, Connection, Transfer-Encoding, …) goes the long way."""
 _LAST_WORDS_S = 1.0
 _RETRY_AFTER_S = 5
 _LOG_EVERY_S = 60.0
@@ -48,8 +71,12 @@ class ApiServer:
         *,
         name: str = "socket",
         limits: ConnectionLimits | None = None,
+        express: Express | None = None,
     ) -> None:
-        """``sock`` is bound already, and closed by `stop`; ``name`` is what admins know it by."""
+        """``sock`` is bound already, and closed by `stop`; ``name`` is what admins know it by.
+
+        ``express`` takes what may go the short way; without it all goes through ``app``.
+        """
         self._config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -66,7 +93,7 @@ class ApiServer:
         )
         self._sock = sock
         self._name = name
-        self._state = _State(name, limits or ConnectionLimits())
+        self._state = _State(name, limits or ConnectionLimits(), express)
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -128,6 +155,9 @@ class ApiServer:
                 connection.transport.abort()
         for task in list(self._state.tasks):
             task.cancel()
+        for connection in list(self._state.connections):
+            if isinstance(connection, _Protocol):
+                connection.end_express()
         await self._wait_until_idle(_LAST_WORDS_S)
         for connection in list(self._state.connections):
             connection.transport.abort()
@@ -146,8 +176,10 @@ class ApiServer:
 class _State(ServerState):
     """uvicorn's registry of connections and tasks, which also says when one is gone, and ends what takes too long."""
 
-    def __init__(self, name: str, limits: ConnectionLimits) -> None:
+    def __init__(self, name: str, limits: ConnectionLimits, express: Express | None) -> None:
         super().__init__()
+        self.express = express
+        self.known_heads: dict[bytes, _KnownHead] = {}
         self.changed = asyncio.Event()
         self.room: ConnectionRoom[_Protocol] = ConnectionRoom(limits)
         self._name = name
@@ -174,8 +206,13 @@ class _State(ServerState):
             )
         return admitted
 
-    def look_in_time(self, loop: asyncio.AbstractEventLoop) -> None:
-        """See to it that `_look` runs when the next connection is overdue."""
+    def look_in_time(self, loop: asyncio.AbstractEventLoop, phase: Phase, now_s: float) -> None:
+        """See to it that `_look` runs when the next connection is overdue; one has just entered ``phase``."""
+        if self._timer is not None and self._timer.when() <= now_s + self.room.patience_s(phase):
+            return
+        self._look_next(loop)
+
+    def _look_next(self, loop: asyncio.AbstractEventLoop) -> None:
         deadline_s = self.room.next_deadline_s()
         if deadline_s is None or self._stopping:
             return
@@ -206,7 +243,7 @@ class _State(ServerState):
         self._timer = None
         for connection, phase in self.room.overdue(loop.time()):
             connection.give_up(phase)
-        self.look_in_time(loop)
+        self._look_next(loop)
 
 
 class _Flow(FlowControl):
@@ -236,6 +273,27 @@ class _LastWords(asyncio.Transport):
 
     def close(self) -> None:
         self._protocol.linger()
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownHead:
+    """What a head says that came before, byte by byte the same."""
+
+    path: bytes
+    length: int
+
+
+@dataclass(slots=True)
+class _ExpressCycle:
+    """A request on the short way, with as much of uvicorn's cycle as the protocol looks at."""
+
+    transport: asyncio.Transport
+    keep_alive: bool = True
+    more_body: bool = False
+    response_started: bool = False
+    response_complete: bool = False
+    disconnected: bool = False
+    message_event: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class _Protocol(HttpToolsProtocol):
@@ -284,11 +342,18 @@ class _Protocol(HttpToolsProtocol):
             if self._dropping < 0:
                 self.transport.close()
             return
+        express = self.server_state.express is not None and self._between_requests()
+        if express:
+            if self._take_express(data):
+                return
+            self.scope = None  # type: ignore[assignment]  # until the parser has seen this one
         received, self._unread = self._unread + data, b""
         self._parse(received)
         cycle = self._current()
         if cycle is not None and cycle.more_body and not cycle.response_complete:
             cycle.transport = _LastWords(self)
+        if express:
+            self._remember_head(data)
         self._observe()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio takes a bool: keep the sending side open
@@ -393,6 +458,111 @@ class _Protocol(HttpToolsProtocol):
             if self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"its head is longer than {_MAX_HEAD_BYTES} bytes")
 
+    # The short way
+
+    def _between_requests(self) -> bool:
+        """Whether all that came so far was answered, so that what comes now begins a request."""
+        cycle = self._current()
+        return (
+            (cycle is None or (cycle.response_complete and not cycle.more_body))
+            and not self._head_bytes
+            and not self._unread
+            and not self.transport.is_closing()
+        )
+
+    def _take_express(self, received: bytes) -> bool:
+        """Let one whole request go the short way; False if it can't."""
+        end = received.find(_HEAD_END)
+        known = self.server_state.known_heads.get(received[:end])
+        express = self.server_state.express
+        if known is None or express is None or len(received) != end + len(_HEAD_END) + known.length:
+            return False
+        before = self._current()
+        cycle = self.cycle = _ExpressCycle(self.transport)  # type: ignore[assignment]  # as much as is looked at
+
+        def answer(content: bytes) -> None:
+            self._answer_express(cycle, content)
+
+        def finish(response: Coroutine[Any, Any, Response]) -> None:
+            task = self.loop.create_task(self._finish_express(cycle, response))
+            task.add_done_callback(self.tasks.discard)
+            self.tasks.add(task)
+
+        if not express.take(known.path, received[end + len(_HEAD_END) :], answer, finish):
+            self.cycle = before  # type: ignore[assignment]  # uvicorn declares it without the None
+            return False
+        self._observe()
+        return True
+
+    def _remember_head(self, received: bytes) -> None:
+        """Know a head again that the parser has read, if its request may go the short way."""
+        end = received.find(_HEAD_END)
+        express = self.server_state.express
+        scope: MutableMapping[str, Any] | None = self.scope  # type: ignore[assignment]  # which ASGI has it be
+        if end < 0 or express is None or scope is None or "raw_path" not in scope:
+            return
+        if self._head_bytes or self._unread or self.pipeline or self.transport.is_closing():
+            return
+        fields = dict(scope["headers"])
+        length = fields.get(b"content-length", b"")
+        if (
+            scope["method"] == "POST"
+            and scope["raw_path"] in express.paths
+            and not scope["query_string"]
+            and scope["http_version"] == "1.1"
+            and len(fields) == len(scope["headers"])
+            and fields.keys() <= _PLAIN_HEADERS
+            and not is_ndjson(scope)
+            and length.isdigit()
+            and int(length) <= MAX_BODY_BYTES
+            and len(received) == end + len(_HEAD_END) + int(length)
+            # As strict as lines can be: the parser and `find` must see the same end.
+            and received.count(b"\n", 0, end) == received.count(b"\r\n", 0, end)
+        ):
+            known = self.server_state.known_heads
+            if len(known) >= _MAX_KNOWN_HEADS:
+                known.clear()
+            known[received[:end]] = _KnownHead(scope["raw_path"], int(length))
+
+    def _answer_express(self, cycle: _ExpressCycle, content: bytes) -> None:
+        if cycle.response_complete:
+            return
+        cycle.response_complete = True
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        if cycle.keep_alive:
+            self.transport.write(content)
+        else:
+            self.transport.write(content.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+            self.transport.close()
+        if self.pipeline or self._unread:
+            self.on_response_complete()
+        else:
+            self._observe()
+
+    async def _finish_express(self, cycle: _ExpressCycle, response: Coroutine[Any, Any, Response]) -> None:
+        try:
+            answer = await response
+        except asyncio.CancelledError:
+            answer = problem_response(stopping())
+        except Exception:  # the last line of defence, as in `app`
+            _logger.exception("an answer could not be made")
+            answer = problem_response(
+                Refusal(ProblemCode.INTERNAL, "an error that nobody foresaw; the daemon's log has it")
+            )
+        fields = b"".join(b"%b: %b\r\n" % field for field in answer.raw_headers)
+        self._answer_express(
+            cycle, b"%b%b\r\n%b" % (STATUS_LINE[answer.status_code], fields, bytes(answer.body))
+        )
+
+    def end_express(self) -> None:
+        """The daemon's grace is over: what is still on the short way is not waited for."""
+        cycle = self._current()
+        if isinstance(cycle, _ExpressCycle) and not cycle.response_complete:
+            cycle.keep_alive = False
+            self.loop.create_task(self._finish_express(cycle, _stopping()))
+
     def _observe(self) -> None:
         """Tell the room what this connection waits for now."""
         phase: Phase | None = None
@@ -405,10 +575,11 @@ class _Protocol(HttpToolsProtocol):
         elif (cycle := self._current()) is None or cycle.response_complete:
             phase = Phase.HEAD if self._head_bytes else Phase.IDLE
         if phase is not self._phase:
-            self.server_state.room.move(self, self._phase, phase, self.loop.time())
+            now_s = self.loop.time()
+            self.server_state.room.move(self, self._phase, phase, now_s)
             self._phase = phase
             if phase is not None:
-                self.server_state.look_in_time(self.loop)
+                self.server_state.look_in_time(self.loop, phase, now_s)
 
     def _owes_answer(self) -> bool:
         """Whether the last request came whole and is not answered yet."""
@@ -422,8 +593,12 @@ class _Protocol(HttpToolsProtocol):
         self.transport.close()
         self._observe()
 
-    def _current(self) -> RequestResponseCycle | None:
+    def _current(self) -> RequestResponseCycle | _ExpressCycle | None:
         return self.cycle  # uvicorn declares it without the None that it begins with
+
+
+async def _stopping() -> Response:
+    return problem_response(stopping())
 
 
 def _head(status: int, length: int, headers: str) -> Iterable[bytes]:

@@ -25,14 +25,14 @@ from dlr_buffer.local_api.resources import (
 from dlr_buffer.local_api.services import Services
 from dlr_buffer.messages import Message, MessageState, Registration, Report
 from dlr_buffer.receipt_queue.queue import Interrupted
-from dlr_buffer.receipts import MessageView, Registered, Reported
+from dlr_buffer.receipts import MessageView, Receipt, Registered, Reported
 
 JSON = "application/json"
 
-_registrations = ItemDecoder(
+REGISTRATIONS = ItemDecoder(
     Registration, "message_id (string), account (string, optional), validity_period (whole seconds, optional)"
 )
-_reports = ItemDecoder(
+REPORTS = ItemDecoder(
     Report,
     f"message_id (string), message_state (one of {', '.join(MessageState)}), account (string, optional)",
 )
@@ -42,7 +42,7 @@ async def register(services: Services, scope: Scope, receive: Receive) -> Respon
     """Register one message or many (DESIGN §5)."""
     body = await read_body(scope, receive, services.room)
     try:
-        submitted = _decode(_registrations, body, services.room, ndjson=is_ndjson(scope))
+        submitted = _decode(REGISTRATIONS, body, services.room, ndjson=is_ndjson(scope))
         if isinstance(submitted, Registration):
             return await _register_one(services, submitted)
         try:
@@ -64,7 +64,7 @@ async def report(services: Services, scope: Scope, receive: Receive) -> Response
     """Report the state of one message or of many (DESIGN §5)."""
     body = await read_body(scope, receive, services.room)
     try:
-        submitted = _decode(_reports, body, services.room, ndjson=is_ndjson(scope))
+        submitted = _decode(REPORTS, body, services.room, ndjson=is_ndjson(scope))
         if isinstance(submitted, Report):
             return await _report_one(services, submitted)
         try:
@@ -101,8 +101,18 @@ async def _register_one(services: Services, item: Registration) -> Response:
         raise broken.cause from None
     if isinstance(result, DlrBufferError):
         raise result
+    return await registered_answer(services, result)
+
+
+def registered_body(result: Registered) -> bytes:
+    """Write a message that was registered just now."""
+    return encode(message_resource(result.message, ()))
+
+
+async def registered_answer(services: Services, result: Registered) -> Response:
+    """Answer a registration that was taken."""
     if result.new:
-        return Response(encode(message_resource(result.message, ())), 201, media_type=JSON)
+        return Response(registered_body(result), 201, media_type=JSON)
     view = await _look_up(services, result.message)
     resource = message_resource(result.message, ()) if view is None else message_view_resource(view)
     return Response(encode(resource), 200, media_type=JSON)
@@ -115,8 +125,18 @@ async def _report_one(services: Services, item: Report) -> Response:
         raise broken.cause from None
     if isinstance(result, DlrBufferError):
         raise result
+    return await reported_answer(services, item, result)
+
+
+def reported_body(receipt: Receipt) -> bytes:
+    """Write a receipt that a report has caused."""
+    return encode(receipt_resource(receipt))
+
+
+async def reported_answer(services: Services, item: Report, result: Reported) -> Response:
+    """Answer a report that was taken."""
     if result.receipt is not None:
-        return Response(encode(receipt_resource(result.receipt)), 202, media_type=JSON)
+        return Response(reported_body(result.receipt), 202, media_type=JSON)
     # The state was known already: show the receipt that tells it, unless an admin deleted it or it was purged.
     view = await _look_up(services, result.message)
     if view is None:

@@ -103,10 +103,8 @@ class ReceiptQueue:
         Raises Interrupted if the store fails, or the caller is cancelled, in the middle.
         """
 
-        async def store(
-            chunk: Sequence[Registration],
-        ) -> Sequence[Registered | DlrBufferError]:
-            return await self._store.register(
+        def store(chunk: Sequence[Registration]) -> Awaitable[Sequence[Registered | DlrBufferError]]:
+            return self._store.register(
                 chunk,
                 default_validity_ms=self.settings.default_validity_ms,
                 now_ms=self._clock.now_ms(),
@@ -114,22 +112,27 @@ class ReceiptQueue:
 
         return await self._in_chunks(items, self._checked_registration, store)
 
+    def register_one(self, item: Registration) -> Awaitable[list[Registered | DlrBufferError]]:
+        """Register one message; the awaitable gives a list of one.
+
+        Raises InvalidItem, UnknownAccount, or what the store raises, at once or when awaited.
+        """
+        return self._store.register(
+            [self._checked_registration(item)],
+            default_validity_ms=self.settings.default_validity_ms,
+            now_ms=self._clock.now_ms(),
+        )
+
+    def report_one(self, item: Report) -> Awaitable[list[Reported | DlrBufferError]]:
+        """Report one state; as `register_one`."""
+        return self._stored_reports([self._checked_report(item)])
+
     async def report(self, items: Sequence[Report | DlrBufferError]) -> list[Reported | DlrBufferError]:
         """Report many states, in order, each as if sent singly.
 
         Raises Interrupted if the store fails, or the caller is cancelled, in the middle.
         """
-
-        async def store(chunk: Sequence[Report]) -> Sequence[Reported | DlrBufferError]:
-            settings = self.settings
-            return await self._store.report(
-                chunk,
-                default_validity_ms=settings.default_validity_ms,
-                register_in=settings.accounts if settings.register_unknown else frozenset(),
-                now_ms=self._clock.now_ms(),
-            )
-
-        return await self._in_chunks(items, self._checked_report, store)
+        return await self._in_chunks(items, self._checked_report, self._stored_reports)
 
     async def message(self, message_id: str, account: str | None) -> MessageView:
         """One message with its receipts; raises NotFound, UnknownAccount or InvalidItem."""
@@ -204,6 +207,15 @@ class ReceiptQueue:
     async def oldest(self) -> QueueOldest:
         """Oldest unsettled rows by account."""
         return await self._store.oldest()
+
+    def _stored_reports(self, items: Sequence[Report]) -> Awaitable[list[Reported | DlrBufferError]]:
+        settings = self.settings
+        return self._store.report(
+            items,
+            default_validity_ms=settings.default_validity_ms,
+            register_in=settings.accounts if settings.register_unknown else frozenset(),
+            now_ms=self._clock.now_ms(),
+        )
 
     def _checked_registration(self, item: Registration) -> Registration:
         check_message_id(item.message_id)

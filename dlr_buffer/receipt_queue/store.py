@@ -6,7 +6,7 @@ cases. Claiming and settling, which only the flusher needs, are declared beside 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from dlr_buffer.errors import DlrBufferError
@@ -38,23 +38,26 @@ class Store(Protocol):
     many changes wait already; after any of these nothing of the call is stored.
     """
 
-    async def register(
+    def register(
         self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
-    ) -> list[Registered | DlrBufferError]:
-        """Register in order, each item as if alone; the account of every item is filled in and known."""
+    ) -> Awaitable[list[Registered | DlrBufferError]]:
+        """Register in order, each item as if alone; the account of every item is filled in and known.
+
+        It is under way when this returns, awaited or not; may raise at once.
+        """
         ...
 
-    async def report(
+    def report(
         self,
         items: Sequence[Report],
         *,
         default_validity_ms: int,
         register_in: frozenset[str],
         now_ms: int,
-    ) -> list[Reported | DlrBufferError]:
+    ) -> Awaitable[list[Reported | DlrBufferError]]:
         """Report states in order; an unknown message is registered if its account is in ``register_in``.
 
-        Else NotFound.
+        Else NotFound. It is under way when this returns, awaited or not; may raise at once.
         """
         ...
 

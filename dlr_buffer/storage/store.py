@@ -316,9 +316,9 @@ class SqliteStore:
 
     # The receipt queue's Store
 
-    async def register(
+    def register(
         self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
-    ) -> list[Registered | DlrBufferError]:
+    ) -> asyncio.Future[list[Registered | DlrBufferError]]:
         """Register in order, each item as if alone; refused with StorageFull below ``min_free``."""
         if (no_room := self._registration_stopped()) is not None:
             self._listeners.events({"refused_full": len(items)})
@@ -334,19 +334,16 @@ class SqliteStore:
             )
             for item in items
         ]
-        result: list[Registered | DlrBufferError] = await self._writer.submit(
-            _lane(len(commands)), weight=len(commands), many=register, items=commands
-        )
-        return result
+        return self._writer.begin(_lane(len(commands)), weight=len(commands), many=register, items=commands)
 
-    async def report(
+    def report(
         self,
         items: Sequence[Report],
         *,
         default_validity_ms: int,
         register_in: frozenset[str],
         now_ms: int,
-    ) -> list[Reported | DlrBufferError]:
+    ) -> asyncio.Future[list[Reported | DlrBufferError]]:
         """Report states in order, each item as if alone.
 
         Below ``min_free`` an item that would register a message is StorageFull, the others go through.
@@ -365,12 +362,20 @@ class SqliteStore:
             )
             for item in items
         ]
-        result: list[Reported | DlrBufferError] = await self._writer.submit(
+        reported: asyncio.Future[list[Reported | DlrBufferError]] = self._writer.begin(
             _lane(len(commands)), weight=len(commands), many=report, items=commands
         )
-        if no_room is not None and (refused := sum(each is no_room for each in result)):
+        if no_room is not None:
+            reported.add_done_callback(partial(self._count_refused, no_room))
+        return reported
+
+    def _count_refused(
+        self, no_room: StorageFull, reported: asyncio.Future[list[Reported | DlrBufferError]]
+    ) -> None:
+        if reported.cancelled() or reported.exception() is not None:
+            return
+        if refused := sum(each is no_room for each in reported.result()):
             self._listeners.events({"refused_full": refused})
-        return result
 
     async def message(self, name: MessageName) -> MessageView | None:
         """One message with its receipts."""

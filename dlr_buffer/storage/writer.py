@@ -116,7 +116,9 @@ class Writer:
         self._scarce = scarce
         self._on_commit = on_commit
         self._on_failure = on_failure
-        self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[Command] | None] = queue.SimpleQueue()
+        self._outbox: list[Command] = []
+        """What one turn of the event loop asks for; handed over in one go, so that it shares a commit."""
         self._lanes: dict[Lane, deque[Command]] = {lane: deque() for lane in Lane}
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._connection: Connection | None = None
@@ -187,14 +189,22 @@ class Writer:
         Raises Overloaded if an app's command would wait behind too much, StoreUnavailable once the writer
         gave up.
         """
+        self._require_room(lane)
+        # Whoever gives up waiting (a client that went away) does not undo what is under way.
+        return await asyncio.shield(self._enqueue(lane, weight, run, many, items, read))
+
+    def begin(self, lane: Lane, *, weight: int, many: Many, items: Sequence[Any]) -> asyncio.Future[Any]:
+        """As `submit`, but returns at once what can be awaited; raises at once if nothing can be done."""
+        self._require_room(lane)
+        return self._enqueue(lane, weight, None, many, items, None)
+
+    def _require_room(self, lane: Lane) -> None:
         if self._failure is not None:
             raise self._failure
         if self._closed:
             raise StoreUnavailable("the daemon is stopping; try again when it runs again")
         if lane in (Lane.SINGLE, Lane.BULK) and self._waiting_rows > MAX_WAITING_ROWS:
             raise Overloaded(f"{self._waiting_rows} rows wait to be written already; try again in a moment")
-        # Whoever gives up waiting (a client that went away) does not undo what is under way.
-        return await asyncio.shield(self._enqueue(lane, weight, run, many, items, read))
 
     def afterwards(self, read: Callable[[Connection], Any]) -> None:
         """Have something done to the claims, for nobody who waits; nothing once the writer has ended."""
@@ -246,13 +256,21 @@ class Writer:
         future: asyncio.Future[Any] = self._loop.create_future()
         self._waiting_rows += weight
         self.waiting_commands += 1
-        self._inbox.put(Command(lane, future, weight, run, many, list(items), read))
+        if not self._outbox:
+            self._loop.call_soon(self._hand_over)
+        self._outbox.append(Command(lane, future, weight, run, many, list(items), read))
         return future
+
+    def _hand_over(self) -> None:
+        if self._outbox:
+            commands, self._outbox = self._outbox, []
+            self._inbox.put(commands)
 
     async def stop(self) -> None:
         """Finish what was submitted, checkpoint, and close the connection."""
         self._closed = True
         if self._thread.is_alive():
+            self._hand_over()
             self._inbox.put(None)
             await asyncio.to_thread(self._thread.join)
 
@@ -305,13 +323,14 @@ class Writer:
         waits = any(self._lanes.values())
         while True:
             try:
-                command = self._inbox.get(block=not waits and not self._stopping)
+                commands = self._inbox.get(block=not waits and not self._stopping)
             except queue.Empty:
                 return waits
-            if command is None:
+            if commands is None:
                 self._stopping = True
             else:
-                self._lanes[command.lane].append(command)
+                for command in commands:
+                    self._lanes[command.lane].append(command)
                 waits = True
 
     def _drain(self, lane: Lane) -> list[Command]:

@@ -192,7 +192,11 @@ class Api:
                 room=self.room,
             )
             self.servers[name] = ApiServer(
-                app, bind(path, 0o600, None), name=f"{name} socket", limits=self.connections
+                app,
+                bind(path, 0o600, None),
+                name=f"{name} socket",
+                limits=self.connections,
+                express=app.express,
             )
             self.run(self.servers[name].start())
         return self

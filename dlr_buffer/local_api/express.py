@@ -1,0 +1,128 @@
+"""The short way for the two calls that apps make all day: one registration or one report in a request.
+
+Neither a task nor an ASGI cycle is made for one: the item goes to the queue at once, and the answer is written when the
+queue has committed it. Whatever is not the plain case (several items, an item that does not fit, another account than
+there is, a state that was known) takes the long way of `app` and `submissions`, or ends on it; what an answer says is
+decided there in all cases. How requests get here is `server`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from starlette.responses import Response
+
+from dlr_buffer.errors import DlrBufferError, Overloaded, StorageFull, StoreUnavailable
+from dlr_buffer.local_api.problems import ProblemCode, Refusal, problem_response, stopping
+from dlr_buffer.local_api.services import Services
+from dlr_buffer.local_api.submissions import (
+    REGISTRATIONS,
+    REPORTS,
+    registered_answer,
+    registered_body,
+    reported_answer,
+    reported_body,
+)
+from dlr_buffer.receipts import Registered, Reported
+
+MAX_BODY_BYTES: Final = 2048
+"""One item with the longest id fits in it. So little, and one a connection, does not count among bodies in flight."""
+
+_CREATED: Final = b"HTTP/1.1 201 Created\r\ncontent-length: %d\r\ncontent-type: application/json\r\n\r\n%b"
+_ACCEPTED: Final = b"HTTP/1.1 202 Accepted\r\ncontent-length: %d\r\ncontent-type: application/json\r\n\r\n%b"
+
+_STORE_REFUSES: Final = (Overloaded, StorageFull, StoreUnavailable)
+
+_Result = TypeVar("_Result", Registered, Reported)
+
+_logger = logging.getLogger(__name__)
+
+Answer = Callable[[bytes], None]
+"""Writes a whole answer, head and body."""
+Finish = Callable[[Coroutine[Any, Any, Response]], None]
+"""Writes what a coroutine comes to; it runs as a task like those of the long way."""
+
+
+class Express:
+    """Takes the requests of one socket that go the short way."""
+
+    def __init__(self, services: Services) -> None:
+        """Work on ``services``."""
+        self._services = services
+        self._takes = {b"/v1/messages": self._register, b"/v1/receipts": self._report}
+
+    @property
+    def paths(self) -> frozenset[bytes]:
+        """Paths whose POST may go the short way."""
+        return frozenset(self._takes)
+
+    def take(self, path: bytes, body: bytes, answer: Answer, finish: Finish) -> bool:
+        """Take a POST to ``path`` and answer it later; False if it has to go the long way: then nothing was done."""
+        return self._takes[path](body, answer, finish)
+
+    def _register(self, body: bytes, answer: Answer, finish: Finish) -> bool:
+        try:
+            stored = self._services.queue.register_one(REGISTRATIONS.plain(body))
+        except _STORE_REFUSES as error:
+            finish(_problem(error))
+            return True
+        except Exception:  # noqa: BLE001 - the long way meets it again, and says what it is
+            return False
+        asyncio.ensure_future(stored).add_done_callback(partial(self._registered, answer, finish))
+        return True
+
+    def _registered(
+        self, answer: Answer, finish: Finish, stored: asyncio.Future[list[Registered | DlrBufferError]]
+    ) -> None:
+        result = _outcome(stored)
+        if isinstance(result, Registered) and result.new:
+            body = registered_body(result)
+            answer(_CREATED % (len(body), body))
+        elif isinstance(result, Registered):
+            finish(registered_answer(self._services, result))
+        else:
+            finish(_problem(result))
+
+    def _report(self, body: bytes, answer: Answer, finish: Finish) -> bool:
+        try:
+            item = REPORTS.plain(body)
+            stored = self._services.queue.report_one(item)
+        except _STORE_REFUSES as error:
+            finish(_problem(error))
+            return True
+        except Exception:  # noqa: BLE001 - the long way meets it again, and says what it is
+            return False
+
+        def reported(stored: asyncio.Future[list[Reported | DlrBufferError]]) -> None:
+            result = _outcome(stored)
+            if isinstance(result, Reported) and result.receipt is not None:
+                body = reported_body(result.receipt)
+                answer(_ACCEPTED % (len(body), body))
+            elif isinstance(result, Reported):
+                finish(reported_answer(self._services, item, result))
+            else:
+                finish(_problem(result))
+
+        asyncio.ensure_future(stored).add_done_callback(reported)
+        return True
+
+
+def _outcome(stored: asyncio.Future[list[_Result | DlrBufferError]]) -> _Result | DlrBufferError:
+    """What became of the one item."""
+    if stored.cancelled():
+        return stopping()
+    error = stored.exception()
+    if error is None:
+        return stored.result()[0]
+    if isinstance(error, DlrBufferError):
+        return error
+    _logger.error("a request failed", exc_info=error)
+    return Refusal(ProblemCode.INTERNAL, "an error that nobody foresaw; the daemon's log has it")
+
+
+async def _problem(error: DlrBufferError) -> Response:
+    return problem_response(error)
