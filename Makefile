@@ -9,6 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 READY := $(VENV)/.ready-$(VERSION)
 RUN := $(VENV)/.run-$(VERSION)
 DEV := $(VENV)/.dev-$(VERSION)
+BENCH := $(VENV)/.bench-$(VERSION)
 LOG := $(VENV)/install.log
 # Options for pytest: `make test ARGS="-k expiry"`.
 ARGS ?=
@@ -36,11 +37,11 @@ define install
 		exit 1; }
 endef
 
-.PHONY: help demo test crash check format lock clean install uninstall
+.PHONY: help demo test crash bench bench-full check format lock clean install uninstall
 .DEFAULT_GOAL := help
 
 help: ## show the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-9s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 demo: $(RUN) ## run the daemon and a stand-in for Smartswitch on a throwaway queue
 	@$(BIN)/dlr-buffer demo
@@ -51,6 +52,12 @@ test: $(DEV) ## run the whole test suite
 # The seed of a campaign is printed; give it again to repeat it, as far as time lets it.
 crash: $(DEV) ## kill a daemon under load N times (25) and prove that nothing is lost (SEED=…)
 	@$(BIN)/python -m tests.crash --kills $(N) $(if $(SEED),--seed $(SEED))
+
+bench: $(BENCH) ## measure in under ten minutes and rewrite the tables of docs/performance.md
+	@$(BIN)/python -m benchmarks
+
+bench-full: $(BENCH) ## measure at full length
+	@$(BIN)/python -m benchmarks --full
 
 check: $(DEV) ## check style, types and layers
 	@$(BIN)/ruff check .
@@ -67,6 +74,7 @@ lock: $(DEV) ## pin the requirements anew from pyproject.toml (UPGRADE=--upgrade
 	@test "$(VERSION)" = 3.11 || { echo "the locks are made with Python 3.11: make lock PYTHON=python3.11"; exit 1; }
 	@$(COMPILE) $(UPGRADE) -o requirements.txt pyproject.toml
 	@$(COMPILE) $(UPGRADE) --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	@$(COMPILE) $(UPGRADE) --extra bench -c requirements-dev.txt -o requirements-bench.txt pyproject.toml
 
 clean: ## remove the environment and every cache
 	@rm -rf $(VENV) dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -109,4 +117,9 @@ $(RUN): requirements.txt pyproject.toml | $(READY)
 # The pins of requirements.txt are part of requirements-dev.txt, so this serves `make demo` as well.
 $(DEV): requirements-dev.txt requirements.txt pyproject.toml | $(READY)
 	$(call install,requirements-dev.txt)
+	@touch $@ $(RUN)
+
+# What is measured beside the daemon; its pins agree with the other two, so that all three fit into one environment.
+$(BENCH): requirements-bench.txt requirements.txt pyproject.toml | $(READY)
+	$(call install,requirements-bench.txt)
 	@touch $@ $(RUN)

@@ -107,6 +107,25 @@ class QueueFiles:
         self._header = os.pread(self._database_file, _HEADER_BYTES, 0)
         self._log_bytes = os.fstat(self._log_file).st_size
 
+    @property
+    def log_bytes(self) -> int:
+        """How long the log's file is, as of the last look; its end may be left over from before it was begun anew."""
+        return self._log_bytes
+
+    def log_reaches(self, length: int) -> bool:
+        """Whether so many bytes were written to the log since it was begun anew, as of the last look. Raises OSError.
+
+        Each page in it bears the two salts of the log's header (https://sqlite.org/fileformat2.html#walformat).
+        """
+        page_bytes = int.from_bytes(self._log_header[8:12], "big")
+        if not page_bytes:
+            return False
+        frame_bytes = _FRAME_HEADER_BYTES + page_bytes
+        at = _LOG_HEADER_BYTES + max(0, length // frame_bytes - 1) * frame_bytes
+        if at >= self._log_bytes:
+            return False
+        return os.pread(self._log_file, _FRAME_HEADER_BYTES, at)[8:16] == self._log_header[16:24]
+
     def rescue(self) -> Path | None:
         """Copy a database that has no name any more beside where it was; returns the copy, None if it has one.
 

@@ -43,6 +43,7 @@ from dlr_buffer.storage.prepared import driver
 from dlr_buffer.storage.transaction import QueueNumbers, Transaction
 
 CHECKPOINT_BYTES: Final = 8 * 1024 * 1024
+LONGEST_LOG_BYTES: Final = 4 * CHECKPOINT_BYTES
 MAX_WAITING_ROWS: Final = 200_000
 BULK_ROWS_AT_ONCE: Final = 2_000
 _MOST_SAID: Final = 100
@@ -111,7 +112,6 @@ class Writer:
         """
         self._engine = engine
         self._path = path
-        self._wal = path.with_name(path.name + "-wal")
         self._loop = loop
         self._scarce = scarce
         self._on_commit = on_commit
@@ -143,6 +143,8 @@ class Writer:
         self._full_at: int | None = None
         """How many bytes were free when not even a checkpoint made room; it is not tried again before that changes."""
         self._look: asyncio.Future[Any] | None = None
+        self._unchecked = True
+        """Whether something was committed since the whole log was brought in."""
 
     def start(self, connection: Connection) -> None:
         """Take over ``connection`` (already opened and checked) and begin to work.
@@ -453,6 +455,7 @@ class Writer:
                 self._say("well", "commits succeed again")
             self.numbers = tx.numbers
             self.commits += 1
+            self._unchecked = True
             for counts, deltas in (
                 (self.message_counts, tx.message_deltas),
                 (self.receipt_counts, tx.receipt_deltas),
@@ -516,18 +519,28 @@ class Writer:
         self._others_wrote = wrote
 
     def _checkpoint(self, connection: Connection) -> None:
-        """Bring the log into the database once it is large, and start it over; never waits for a reader."""
-        try:
-            if self._wal.stat().st_size < CHECKPOINT_BYTES:
-                return
-        except FileNotFoundError:
+        """Bring the log into the database once it is large, and start it over; never waits for a reader.
+
+        Its file keeps its length and is written again from its start: to sync what lies in blocks that a file has
+        already takes half as long as to sync what makes it longer.
+        """
+        if not self._unchecked or not self._log_is_long():
             return
         if self._full_at is not None and self._full_at == self._free_bytes():
             return
-        # Emptied, or the file stays large; but on a disk that is nearly full the log keeps the room it has, so that
-        # acknowledgements have some when others take the rest.
-        if self._bring_in(connection) and not self._scarce():
+        # A reader that looks into the log for long makes it longer than it has to be. But on a disk that is nearly
+        # full it keeps the room it has, so that acknowledgements have some when others take the rest.
+        whole = self._bring_in(connection)
+        self._unchecked = not whole
+        if whole and self.files.log_bytes > LONGEST_LOG_BYTES and not self._scarce():
             self._bring_in(connection, "TRUNCATE")
+
+    def _log_is_long(self) -> bool:
+        try:
+            return self.files.log_reaches(CHECKPOINT_BYTES)
+        except OSError as error:
+            self._give_up(StoreUnavailable(f"{self._path} can't be looked at: {error}", fatal=True))
+            return False
 
     def _make_room(self, connection: Connection) -> bool:
         """Whether the log, which can't grow, can be written from its start instead, all of it being in the database."""

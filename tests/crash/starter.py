@@ -51,10 +51,7 @@ def _always(*_arguments: object) -> bool:
 
 
 def _log_is_large(subject: writer.Writer, *_arguments: object) -> bool:
-    try:
-        return subject._wal.stat().st_size >= writer.CHECKPOINT_BYTES
-    except FileNotFoundError:
-        return False
+    return subject._unchecked and subject._log_is_long()
 
 
 def _many(_tx: object, rows: Sequence[object], *_arguments: object) -> bool:
