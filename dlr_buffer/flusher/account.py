@@ -62,6 +62,8 @@ class AccountFlusher:
         self._judge = Judge(settings, clock, say=self._say, count=partial(metrics.account, settings.name))
         self._wake = asyncio.Event()
         self._exchanges: dict[asyncio.Task[None], Upstream] = {}
+        self._writing: set[asyncio.Task[None]] = set()
+        """Exchanges that are over, all acknowledged, and being written: the next request need not wait for that."""
         self._in_flight: set[int] = set()
         self._loop_task: asyncio.Task[None] | None = None
         self._fresh_turn = True
@@ -158,7 +160,9 @@ class AccountFlusher:
         # The loop ends by itself: cancelled in the middle of a claim, it would leave receipts in flight.
         self._stopping = True
         self._wake.set()
-        tasks = {*self._exchanges} if self._loop_task is None else {self._loop_task, *self._exchanges}
+        tasks = {*self._exchanges, *self._writing}
+        if self._loop_task is not None:
+            tasks.add(self._loop_task)
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_ms / 1000)
             for task in late:
@@ -287,6 +291,7 @@ class AccountFlusher:
 
     def _exchange_done(self, work: Work, exchange: asyncio.Task[None]) -> None:
         self._exchanges.pop(exchange, None)
+        self._writing.discard(exchange)
         self._in_flight.difference_update(work.request_ids)
         self._judge.asides.land(work.request_ids)
         self._wake.set()
@@ -476,7 +481,21 @@ class AccountFlusher:
         if upstream is not self._upstream:
             # What the old connection met says nothing about the new one, which is to be tried at once.
             self._judge.nudge()
+        if not conclusion.refused and not conclusion.returned:
+            self._make_way()
         await self._settle(conclusion)
+
+    def _make_way(self) -> None:
+        """Let another request start while this one's acknowledgements are written, if the database keeps up."""
+        exchange = asyncio.current_task()
+        if (
+            exchange is not None
+            and exchange in self._exchanges
+            and len(self._writing) < self.settings.health.concurrency
+        ):
+            del self._exchanges[exchange]
+            self._writing.add(exchange)
+            self._wake.set()
 
     async def _close_retired(self) -> None:
         """Close connections that were replaced, once their last request has ended."""

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from dlr_buffer.receipts import Claimed
 
 MAX_MARKS: Final = 100_000
@@ -28,8 +30,7 @@ STRIKES_TO_REFUSE: Final = 10
 """Outages drawn alone, while others are acknowledged, after which the receipt is to blame (DESIGN §4)."""
 
 
-@dataclass(slots=True)
-class _Mark:
+class _Mark(msgspec.Struct, gc=False):
     """How many acknowledgements there were when a receipt was first tried: ever, and in the present era."""
 
     first: int

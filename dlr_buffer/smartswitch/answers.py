@@ -25,7 +25,9 @@ from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from dlr_buffer.receipts import Acknowledged, ReceiptError, Refused
 
@@ -130,6 +132,8 @@ def classify(  # noqa: C901, PLR0912 - the table, row by row: in pieces its orde
     ``now_ms`` is the wall time in milliseconds, for a Retry-After date; ``redact`` takes the credentials out
     of every text that is kept.
     """
+    if (answered := _all_ok(http, asked, redact)) is not None:
+        return answered
     fault = http.fault or _crowd(http.body)
     document, unreadable = (None, "it did not come whole") if fault else _document(http.body)
     errors, malformed_errors = _errors(document)
@@ -192,6 +196,70 @@ def retry_after_ms(value: str | None, now_ms: int) -> int | None:
     except (ValueError, TypeError, OverflowError, IndexError, AttributeError):
         return None
     return min(max(0, at_ms - now_ms), _MAX_RETRY_AFTER_MS)
+
+
+# --- the answer that nearly always comes
+
+
+class _OkAttributes(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    status: str
+
+
+class _OkMeta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    request_id: str
+
+
+class _OkEntry(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    attributes: _OkAttributes
+    id: str
+    meta: _OkMeta
+    type: str
+
+
+class _OkDocument(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    data: _OkEntry | list[_OkEntry]
+
+
+_decode_ok = msgspec.json.Decoder(_OkDocument).decode
+_QUOTES_AN_ENTRY: Final = 2 * (6 + 4)
+"""Six names and four values."""
+_QUOTES_BESIDES: Final = 2
+
+
+def _all_ok(http: HttpAnswer, asked: Sequence[int], redact: Redact) -> Answered | None:
+    """Read an answer that names all that was asked, each once, each ok, in the seed's form, and nothing else.
+
+    None for any other: the table is asked then. It would say the same of this one, but takes ten times as long.
+    """
+    body = http.body
+    # So many quotes, none of them escaped, are what the names and values take at least. So no member is there twice,
+    # and the answer is no longer than its values are.
+    if (
+        http.status not in _SUCCESS
+        or http.fault is not None
+        or body.count(b'"') != len(asked) * _QUOTES_AN_ENTRY + _QUOTES_BESIDES
+        or b"\\" in body
+        or not body.isascii()
+    ):
+        return None
+    try:
+        data = _decode_ok(body).data
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    entries = data if isinstance(data, list) else [data]
+    ids = {entry.meta.request_id: entry.id for entry in entries if entry.attributes.status == "ok"}
+    if len(ids) != len(asked) or len(entries) != len(asked):
+        return None
+    kept = "".join(ids.values())
+    if redact(kept) != kept or not kept.isprintable():
+        return None
+    acknowledged: list[Acknowledged] = []
+    for request_id in asked:
+        response_id = ids.get(str(request_id))
+        if response_id is None or len(response_id) > _MAX_ID:
+            return None
+        acknowledged.append(Acknowledged(request_id, response_id))
+    return Answered(tuple(acknowledged), (), 0)
 
 
 # --- the entries of data

@@ -162,7 +162,9 @@ class SmartswitchClient:
             if event == "connection.connect_tcp.complete":
                 opened.append(info["return_value"])
 
-        request.extensions["trace"] = trace
+        encrypted = self._origin.scheme == "https"
+        if encrypted:
+            request.extensions["trace"] = trace
         try:
             response = await self._transport.handle_async_request(request)
         except BaseException:
@@ -177,7 +179,7 @@ class SmartswitchClient:
             )
             asked = [receipt.request_id for receipt in receipts]
             answer = classify(http, asked, now_ms=self._clock.now_ms(), redact=self._redact)
-            if isinstance(answer, Outage) or _left_over(response):
+            if isinstance(answer, Outage) or _left_over(response, encrypted=encrypted):
                 # What comes on it next may be the answer to another request.
                 await response.extensions["network_stream"].aclose()
         finally:
@@ -242,14 +244,14 @@ class SmartswitchClient:
                 return Outage("protocol", f"the exchange with {self._peer} failed ({type(error).__name__})")
 
 
-def _left_over(response: httpx.Response) -> bool:
+def _left_over(response: httpx.Response, *, encrypted: bool) -> bool:
     """Whether something came after the answer, which was read to its end.
 
     Here counts what was read from the socket already; httpcore itself looks at the socket before the next
     request.
     """
     stream = response.extensions["network_stream"]
-    tls: ssl.SSLObject | None = stream.get_extra_info("ssl_object")
+    tls: ssl.SSLObject | None = stream.get_extra_info("ssl_object") if encrypted else None
     try:
         rest, _ = _PARSER_REST(response.stream)
         if rest or (_PLAIN_QUEUE if tls is None else _TLS_QUEUE)(stream):

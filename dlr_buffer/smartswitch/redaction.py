@@ -30,8 +30,12 @@ def redactor(login: str, password: str) -> Callable[[str], str]:
     secrets = sorted({secret for secret in (login, password) if secret}, key=len, reverse=True)
     either = "|".join(map(_in_any_encoding, secrets)) or "(?!)"
     pattern = re.compile(f"{_ECHO}(?:{either})?{_ECHO_REST}|{either}", re.IGNORECASE)
+    digits_are_harmless = not any(map(str.isdigit, secrets))
 
     def redact(text: str) -> str:
+        # Most of what comes is ids of digits, thousands a second.
+        if digits_are_harmless and text.isdigit():
+            return text
         return pattern.sub(lambda found: (found[1] or "") + REDACTED, text)
 
     return redact

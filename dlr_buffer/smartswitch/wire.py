@@ -22,10 +22,21 @@ def encode_pairs(receipts: Sequence[Receipt]) -> str:
     Everything but RFC 3986 unreserved characters is ``%XX`` of its UTF-8 in capitals; a space is ``%20``.
     """
     return "&".join(
-        f"message_id={quote(receipt.message_id, safe='')}"
-        f"&message_state={receipt.message_state.value}&request_id={receipt.request_id}"
-        for receipt in receipts
+        [
+            f"message_id={_quoted(receipt.message_id)}"
+            f"&message_state={receipt.message_state}&request_id={receipt.request_id}"
+            for receipt in receipts
+        ]
     )
+
+
+def _quoted(message_id: str) -> str:
+    # Nearly every id is plain digits.
+    return message_id if _is_plain(message_id) else quote(message_id, safe="")
+
+
+def _is_plain(message_id: str) -> bool:
+    return message_id.isascii() and message_id.isalnum()
 
 
 def encode_credentials(login: str, password: str) -> str:
@@ -46,9 +57,7 @@ def target_path(url: str) -> str:
 def encoded_length(receipt: Receipt) -> int:
     """Return how many bytes the receipt takes in the query, the ``&`` after it included."""
     message_id = receipt.message_id
-    # Nearly every id is plain digits: then nothing has to be encoded to be measured.
-    plain = message_id.isascii() and message_id.isalnum()
-    id_length = len(message_id) if plain else len(quote(message_id, safe=""))
+    id_length = len(message_id) if _is_plain(message_id) else len(quote(message_id, safe=""))
     return _FIXED_LENGTH + id_length + len(receipt.message_state) + len(str(receipt.request_id))
 
 

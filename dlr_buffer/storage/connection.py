@@ -23,6 +23,8 @@ BUSY_TIMEOUT_MS: Final = 5_000
 WRITER_CACHE_KIB: Final = 16_384
 READER_CACHE_KIB: Final = 4_096
 SYNCHRONOUS_FULL: Final = 2
+_STATEMENTS_KEPT: Final = 256
+"""More than the daemon has: none that comes often is prepared again."""
 _FULL_BELOW_BYTES: Final = 1024 * 1024
 
 _FATAL = frozenset(
@@ -58,7 +60,11 @@ def make_engine(path: Path, *, cache_kib: int, read_only: bool) -> Engine:
         URL.create("sqlite", database=str(path)),
         poolclass=NullPool,
         isolation_level="AUTOCOMMIT",
-        connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False},
+        connect_args={
+            "timeout": BUSY_TIMEOUT_MS / 1000,
+            "check_same_thread": False,
+            "cached_statements": _STATEMENTS_KEPT,
+        },
     )
 
     def configure(connection: sqlite3.Connection, _record: object) -> None:

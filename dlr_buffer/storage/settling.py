@@ -375,8 +375,8 @@ class Claimer:
         start = first = claims.next_fresh(account_id)
         candidates: list[_PendingRow] = []
         stale: list[int] = []
+        ask = limit
         while len(candidates) < limit:
-            ask = limit - len(candidates) + _LOOK_AHEAD
             rows = _pending(connection, FRESH, {"account_id": account_id, "start": start, "limit": ask})
             for row in rows:
                 start = row.request_id + 1
@@ -387,6 +387,8 @@ class Claimer:
                     break
             if len(rows) < ask:
                 break
+            # Some can't be claimed: there may be many of them side by side.
+            ask = limit - len(candidates) + _LOOK_AHEAD
         if not candidates:
             claims.advance(account_id, max(start, first))
             return Claim((), None), stale
