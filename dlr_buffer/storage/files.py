@@ -5,7 +5,8 @@ nobody will ever read again. So the writer asks here after each commit, before a
 leads to another file shows in device and inode; bytes that others wrote show in time, size and header of the
 database, which only our own checkpoints change, and in the log's header, which only SQLite changes, after a whole
 checkpoint, and then in a way of its own. What is not noticed: a database that was rewritten with the same header,
-single pages written past SQLite, another program's commits by SQLite's own rules (the writer logs those).
+single pages written past SQLite, a file mounted over one of ours, another program's commits by SQLite's own rules
+(the writer logs those).
 
 Whether the files are whole when they are opened is looked at in `whole` and `wal`; what a daemon does about
 a loss is the writer's.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +25,7 @@ from dlr_buffer.errors import StoreUnavailable
 _HEADER_BYTES: Final = 100
 _LOG_HEADER_BYTES: Final = 32
 _FRAME_HEADER_BYTES: Final = 24
+_SETTLED_NS: Final = 1_000_000_000
 _PIECE_BYTES: Final = 1024 * 1024
 
 _log = logging.getLogger(__name__)
@@ -65,6 +68,8 @@ class QueueFiles:
         # SQLite's too. For that reason the wal-index is only looked at by name.
         self._database_file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._log_file = os.open(self.log, os.O_RDONLY | os.O_CLOEXEC)
+        self._folder = str(path.parent)
+        self._folder_times: tuple[int, ...] | None = None
         self._stamp = (0, 0)
         self._header = b""
         self._log_header = os.pread(self._log_file, _LOG_HEADER_BYTES, 0)
@@ -85,7 +90,24 @@ class QueueFiles:
             self._require_own_database(found)
 
     def require_names(self) -> None:
-        """Raise FileReplaced if a name leads to no file, or to another one; from any thread."""
+        """Raise FileReplaced if a name leads to no file, or to another one; from any thread.
+
+        Whatever is done to a name changes the times of its folder, so while these stay the names are not looked at.
+        """
+        try:
+            folder = os.stat(self._folder)  # noqa: PTH116 - twice as fast, twice in each commit
+        except OSError:
+            self._look_at_names()  # which says what is gone
+            return
+        times = (folder.st_dev, folder.st_ino, folder.st_mtime_ns, folder.st_ctime_ns)
+        if times == self._folder_times:
+            return
+        self._look_at_names()
+        # These times go in steps of some milliseconds: a change within the step of the one before would not show.
+        settled = time.time_ns() - max(folder.st_mtime_ns, folder.st_ctime_ns) > _SETTLED_NS
+        self._folder_times = times if settled else None
+
+    def _look_at_names(self) -> None:
         for name, known in self._known.items():
             try:
                 found = _identity(os.stat(name))  # noqa: PTH116 - twice as fast, twice in each commit

@@ -171,6 +171,7 @@ class SqliteStore:
         self._reader_connections: list[Connection] = []
         self._oldest_waiting = OldestWaiting()
         self._stopped = False
+        self._no_room_this_turn: StorageFull | None = None
 
     # Opening and closing
 
@@ -320,7 +321,7 @@ class SqliteStore:
         self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
     ) -> asyncio.Future[list[Registered | DlrBufferError]]:
         """Register in order, each item as if alone; refused with StorageFull below ``min_free``."""
-        if (no_room := self._registration_stopped()) is not None:
+        if (no_room := self._stopped_this_turn()) is not None:
             self._listeners.events({"refused_full": len(items)})
             raise no_room
         commands = [
@@ -348,7 +349,7 @@ class SqliteStore:
 
         Below ``min_free`` an item that would register a message is StorageFull, the others go through.
         """
-        no_room = self._registration_stopped()
+        no_room = self._stopped_this_turn()
         commands = [
             ReportItem(
                 account := item.account or "",
@@ -850,6 +851,12 @@ class SqliteStore:
         """
         self._registration_stopped()
         self._writer.look_after(say_again=say_again)
+
+    def _stopped_this_turn(self) -> StorageFull | None:
+        """As `_registration_stopped`, but the disk is looked at once for all requests that come at once."""
+        if self._writer.turn_begins:
+            self._no_room_this_turn = self._registration_stopped()
+        return self._no_room_this_turn
 
     def _registration_stopped(self) -> StorageFull | None:
         """Why nothing may be registered, if the disk is nearly full; logs when that begins and ends."""

@@ -165,6 +165,11 @@ class Writer:
         return self._failure
 
     @property
+    def turn_begins(self) -> bool:
+        """Whether nothing was submitted yet in this turn of the event loop."""
+        return not self._outbox
+
+    @property
     def waiting_rows(self) -> int:
         """Rows in commands that are not committed yet."""
         return self._waiting_rows

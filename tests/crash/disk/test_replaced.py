@@ -7,13 +7,17 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
+from functools import partialmethod
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from dlr_buffer.errors import StoreUnavailable
 from dlr_buffer.receipts import Registered
 from dlr_buffer.selection import ReceiptFilter
+from dlr_buffer.storage import files
+from dlr_buffer.storage.files import QueueFiles
 from dlr_buffer.storage.store import SqliteStore, StoreListeners
 from dlr_buffer.storage.writer import Lane
 from tests.acceptance.harness import PATIENCE_S
@@ -186,6 +190,27 @@ async def test_the_next_commit_is_not_acknowledged(strike: Callable[[Path], None
         assert len(queue.heard.failures) == 1
         assert queue.store.failure is queue.heard.failures[0]
         assert queue.store.facts().commits >= 1
+
+
+@pytest.mark.parametrize("strike", REPLACED)
+@on_loop
+async def test_a_folder_that_was_quiet(
+    strike: Callable[[Path], None], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are not looked at while their folder's times stay; one that is taken away or given anew changes them."""
+    monkeypatch.setattr(files, "_SETTLED_NS", -1)
+    looks = Mock(side_effect=QueueFiles._look_at_names)
+    monkeypatch.setattr(QueueFiles, "_look_at_names", partialmethod(looks))
+    async with running(path) as queue:
+        # Long ago, so that what happens now can't fall into the same step of the file system's clock.
+        os.utime(path.parent, (0, 0))
+        await queue.register("before")
+        looked = looks.call_count
+        await queue.register("quiet")
+        assert looks.call_count == looked
+        strike(path)
+        with pytest.raises(StoreUnavailable, match="while the daemon used it"):
+            await queue.register("after")
 
 
 @pytest.mark.parametrize("strike", [move_another_over_it, remove_it, remove_the_log, copy_another_over_it])
