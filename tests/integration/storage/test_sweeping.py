@@ -13,7 +13,7 @@ from dlr_buffer.expiry import Expiry
 from dlr_buffer.messages import Registration
 from dlr_buffer.receipts import ReceiptAction, RefusalPolicy
 from dlr_buffer.retention import Retention, RetentionSettings
-from dlr_buffer.storage import sweeping
+from dlr_buffer.storage import sweeping, writer
 from tests.integration.storage.harness import (
     ACCEPTED,
     ACKNOWLEDGED,
@@ -368,7 +368,28 @@ async def test_a_foreign_reader_does_not_stop_the_writer(path: Path) -> None:
         await queue.register("last")
         async with queue.hold_writer():
             pass
-        assert queue.store.facts().wal_bytes < 14 * 2**20
+        assert not queue.store._writer.files.log_reaches(writer.CHECKPOINT_BYTES)
+        assert queue.store.facts().wal_bytes <= writer.LONGEST_LOG_BYTES
+
+
+@on_loop
+async def test_a_log_that_became_too_long_is_cut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a foreign reader made of the log is given back once it is gone; else the file keeps its length."""
+    monkeypatch.setattr(writer, "CHECKPOINT_BYTES", 1_000_000)
+    monkeypatch.setattr(writer, "LONGEST_LOG_BYTES", 4_000_000)
+    lengths: list[int] = []
+    async with opened(path) as queue:
+        for reading in (False, True, False):
+            with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                if reading:
+                    other.execute("BEGIN")
+                    other.execute("SELECT count(*) FROM accounts").fetchone()
+                for chunk in range(8):
+                    await queue.register(*(f"{len(lengths)}-{chunk}-{n}-{'x' * 200}" for n in range(1000)))
+            async with queue.hold_writer():
+                lengths.append(queue.store.facts().wal_bytes)
+        assert 1_000_000 < lengths[0] < 4_000_000 < lengths[1]
+        assert lengths[2] < 4_000_000
 
 
 @on_loop
