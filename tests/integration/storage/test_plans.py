@@ -27,7 +27,7 @@ from tests.integration.storage.harness import (
 from tests.loops import on_loop
 
 MAY_BE_SCANNED = re.compile(r"SCAN (queue_state|accounts|anon_\d+|given|\d+ CONSTANT ROWS)\b")
-"""A single row, the accounts, SQLAlchemy's names for subqueries and json_each, and rows that come with the statement."""
+"""One row, the accounts, SQLAlchemy's names for subqueries and json_each, and rows that come with the statement."""
 MAY_BE_SORTED = (
     "ORDER BY history.id",  # the history of one page
     "ORDER BY messages.id",  # one message id, in each account

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,14 +123,14 @@ class FailingStore(SqliteStore):
 
     calls = 0
 
-    async def register(
+    def register(
         self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
-    ) -> list[Registered | DlrBufferError]:
+    ) -> asyncio.Future[list[Registered | DlrBufferError]]:
         """Register, or refuse the third time."""
         self.calls += 1
         if self.calls == 3:
             raise StorageFull("the disk is full")
-        return await super().register(items, default_validity_ms=default_validity_ms, now_ms=now_ms)
+        return super().register(items, default_validity_ms=default_validity_ms, now_ms=now_ms)
 
 
 @on_loop
