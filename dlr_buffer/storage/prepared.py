@@ -24,7 +24,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 from sqlalchemy.sql.compiler import SQLCompiler
 
 _NAME: Final = re.compile(r":(\w+)")
-_WIDTHS: Final = (64, 16, 4)
+_WIDTHS: Final = (64, 16, 8, 4, 2)
 """Rows in one statement: each width is one more text for SQLite to prepare and to keep."""
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -77,36 +77,52 @@ class Prepared:
 
         An UPDATE's rows must differ in what they look for. If it fails, some rows may be changed.
         """
-        raw, done, changed = driver(connection), 0, 0
-        for width, sql in self._wide:
-            while len(rows) - done >= width:
-                piece = rows[done : done + width]
-                changed += raw.execute(sql, list(chain.from_iterable(map(self._values_of, piece)))).rowcount
-                done += width
+        changed, done = self._run_wide(connection, [self._values_of(row) for row in rows])
         if done < len(rows):
-            changed += raw.executemany(self.sql, rows[done:]).rowcount
+            changed += driver(connection).executemany(self.sql, rows[done:]).rowcount
+        return changed
+
+    def run_rows(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+        """As `run_many`, for an INSERT whose rows have their values in the order of `names`."""
+        changed, done = self._run_wide(connection, rows)
+        for row in rows[done:]:
+            changed += driver(connection).execute(self._one, row).rowcount
         return changed
 
     @cached_property
-    def _names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
+        """Its parameters, in the order in which they first come."""
         return tuple(dict.fromkeys(_NAME.findall(self.sql)))
+
+    def _run_wide(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> tuple[int, int]:
+        """Run as many as fit into wide statements; returns how many rows were changed, and how many are done."""
+        raw, done, changed = driver(connection), 0, 0
+        for width, sql in self._wide:
+            while len(rows) - done >= width:
+                changed += raw.execute(sql, list(chain.from_iterable(rows[done : done + width]))).rowcount
+                done += width
+        return changed, done
 
     @cached_property
     def _values_of(self) -> itemgetter[Any]:
-        return itemgetter(*self._names)
+        return itemgetter(*self.names)
+
+    @cached_property
+    def _one(self) -> str:
+        return _NAME.sub("?", self.sql)
 
     @cached_property
     def _wide(self) -> list[tuple[int, str]]:
         """The same statement for many rows at once, by how many."""
-        if len(self._names) < 2:  # noqa: PLR2004 - itemgetter gives tuples only for several
+        if len(self.names) < 2:  # noqa: PLR2004 - itemgetter gives tuples only for several
             return []
-        row = f"({', '.join('?' * len(self._names))})"
+        row = f"({', '.join('?' * len(self.names))})"
         rows = [(width, ", ".join([row] * width)) for width in _WIDTHS]
         if self.sql.startswith("INSERT"):
             head, _, _ = self.sql.partition("VALUES")
             return [(width, f"{head}VALUES {values}") for width, values in rows]
         # SQLite's names for the columns of VALUES.
-        column = {name: f"given.column{number}" for number, name in enumerate(self._names, 1)}
+        column = {name: f"given.column{number}" for number, name in enumerate(self.names, 1)}
         changes, _, condition = _NAME.sub(lambda match: column[match[1]], self.sql).partition("WHERE")
         return [
             (width, f"{changes}FROM (VALUES {values}) AS given WHERE{condition}") for width, values in rows

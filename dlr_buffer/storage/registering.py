@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -14,16 +15,13 @@ from dlr_buffer.storage import schema
 from dlr_buffer.storage.prepared import Prepared
 from dlr_buffer.storage.transaction import (
     MessageRow,
-    Row,
     Transaction,
     known_messages,
     require_rows,
 )
 
-INSERT_MESSAGES = Prepared(
-    insert(schema.messages).values(
-        {column.name: bindparam(column.name) for column in schema.messages.columns}
-    )
+_INSERT = Prepared(
+    insert(schema.messages).values({name: bindparam(name) for name in MessageRow.__struct_fields__})
 )
 _ADOPT = Prepared(
     update(schema.messages)
@@ -58,19 +56,12 @@ def public_message(account: str, row: MessageRow) -> Message:
     )
 
 
-def as_columns(row: MessageRow) -> Row:
-    """Write a row for an INSERT."""
-    return {
-        "id": row.id,
-        "account_id": row.account_id,
-        "message_id": row.message_id,
-        "state": row.state,
-        "implicit": row.implicit,
-        "registered_at": row.registered_at,
-        "expires_at": row.expires_at,
-        "changed_at": row.changed_at,
-        "receipt_id": row.receipt_id,
-    }
+def insert_messages(tx: Transaction, rows: Sequence[MessageRow]) -> None:
+    """Insert messages, and count them."""
+    _INSERT.run_rows(tx.connection, [msgspec.structs.astuple(row) for row in rows])
+    for (account_id, state), number in Counter((row.account_id, row.state) for row in rows).items():
+        tx.move_message(account_id, None, state, number)
+    tx.events["registered"] += len(rows)
 
 
 def known_by_account(
@@ -137,14 +128,11 @@ def register(tx: Transaction, items: Sequence[RegisterItem]) -> list[Registered 
             case Verdict.REPEATED:
                 outcomes.append(Registered(public_message(item.account, row), new=False))
     if new:
-        INSERT_MESSAGES.run_many(tx.connection, [as_columns(row) for row in new])
-        for row in new:
-            tx.move_message(row.account_id, None, row.state)
+        insert_messages(tx, new)
     if adopted:
         done = _ADOPT.run_many(
             tx.connection,
             [{"b_id": row.id, "b_expires_at": row.expires_at} for row in adopted.values()],
         )
         require_rows(done, len(adopted), "adopting a validity period")
-    tx.events["registered"] += len(new)
     return outcomes

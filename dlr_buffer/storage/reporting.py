@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,8 +15,7 @@ from dlr_buffer.receipts import Receipt, ReceiptStatus, Reported
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.prepared import Prepared
 from dlr_buffer.storage.registering import (
-    INSERT_MESSAGES,
-    as_columns,
+    insert_messages,
     known_by_account,
     public_message,
 )
@@ -135,10 +135,7 @@ class _Gathered:
         """Write all of it."""
         tx = self.tx
         if self.registered:
-            INSERT_MESSAGES.run_many(tx.connection, [as_columns(row) for row in self.registered.values()])
-            for row in self.registered.values():
-                tx.move_message(row.account_id, None, row.state)
-            tx.events["registered"] += len(self.registered)
+            insert_messages(tx, list(self.registered.values()))
         change_states(tx, list(self.changed.values()), self.before)
         tx.supersede(self.newer_of, now)
         add_receipts(tx, list(self.receipts.values()))
@@ -195,8 +192,9 @@ def change_states(tx: Transaction, rows: Sequence[MessageRow], before: dict[int,
         ],
     )
     require_rows(done, len(rows), "changing states")
-    for row in rows:
-        tx.move_message(row.account_id, before[row.id], row.state)
+    moves = Counter((row.account_id, before[row.id], row.state) for row in rows)
+    for (account_id, old, new), number in moves.items():
+        tx.move_message(account_id, old, new, number)
 
 
 def add_receipts(tx: Transaction, rows: Sequence[Row]) -> None:
@@ -204,7 +202,7 @@ def add_receipts(tx: Transaction, rows: Sequence[Row]) -> None:
     if not rows:
         return
     INSERT_RECEIPTS.run_many(tx.connection, rows)
-    for row in rows:
-        tx.move_receipts(row["account_id"], None, row["status"])
-        if row["status"] == schema.PENDING:
-            tx.fresh[row["account_id"]] += 1
+    for (account_id, status), number in Counter((row["account_id"], row["status"]) for row in rows).items():
+        tx.move_receipts(account_id, None, status, number)
+        if status == schema.PENDING:
+            tx.fresh[account_id] += number

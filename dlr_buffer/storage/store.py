@@ -146,6 +146,7 @@ class SqliteStore:
     ) -> None:
         """Use `open` instead."""
         self.path = path
+        self._folder = str(path.parent)
         self._now_ms = now_ms
         self._lock = lock
         self._min_free_bytes = min_free_bytes
@@ -823,7 +824,7 @@ class SqliteStore:
     def facts(self) -> DatabaseFacts:
         """Sizes and figures of the database; zeros for what is not there (any more)."""
         try:
-            free = free_bytes(self.path)
+            free = free_bytes(self._folder)
         except OSError:
             free = 0
         return DatabaseFacts(
@@ -874,7 +875,7 @@ class SqliteStore:
     def _no_room(self) -> StorageFull | None:
         """Why nothing may be registered, if the disk is nearly full."""
         try:
-            free = free_bytes(self.path)
+            free = free_bytes(self._folder)
         except OSError:
             # The folder is gone: the writer finds that out before it acknowledges anything.
             return None

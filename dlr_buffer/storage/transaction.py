@@ -40,20 +40,7 @@ def known_messages(
 ) -> dict[str, MessageRow]:
     """Look up messages of an account by name."""
     rows = _KNOWN.rows(connection, {"account_id": account_id, "message_ids": json_array(message_ids)})
-    return {
-        row[1]: MessageRow(
-            id=row[0],
-            account_id=account_id,
-            message_id=row[1],
-            state=row[2],
-            implicit=row[3],
-            registered_at=row[4],
-            expires_at=row[5],
-            changed_at=row[6],
-            receipt_id=row[7],
-        )
-        for row in rows
-    }
+    return {row[_MESSAGE_ID]: MessageRow(*row) for row in rows}
 
 
 def json_array(values: Iterable[int | str]) -> str:
@@ -71,9 +58,8 @@ class QueueNumbers:
     swept_message: int
 
 
-@dataclass(slots=True, kw_only=True)
-class MessageRow:
-    """A row of ``messages`` while a transaction works on it."""
+class MessageRow(msgspec.Struct, gc=False):
+    """A row of ``messages`` while a transaction works on it; fields in the order of the columns."""
 
     id: int
     account_id: int
@@ -86,17 +72,9 @@ class MessageRow:
     receipt_id: int
 
 
+_MESSAGE_ID = MessageRow.__struct_fields__.index("message_id")
 _KNOWN = Prepared(
-    select(
-        schema.messages.c.id,
-        schema.messages.c.message_id,
-        schema.messages.c.state,
-        schema.messages.c.implicit,
-        schema.messages.c.registered_at,
-        schema.messages.c.expires_at,
-        schema.messages.c.changed_at,
-        schema.messages.c.receipt_id,
-    ).where(
+    select(*(schema.messages.c[name] for name in MessageRow.__struct_fields__)).where(
         schema.messages.c.account_id == bindparam("account_id"),
         among(schema.messages.c.message_id, "message_ids"),
     )
@@ -209,12 +187,12 @@ class Transaction:
             self.numbers.swept_to = expires_at - 1
             self.numbers.swept_message = 0
 
-    def move_message(self, account_id: int, old: int | None, new: int | None) -> None:
-        """Count a message that went from state ``old`` to ``new`` (None: was or is not there)."""
+    def move_message(self, account_id: int, old: int | None, new: int | None, rows: int = 1) -> None:
+        """Count messages that went from state ``old`` to ``new`` (None: were or are not there)."""
         if old is not None:
-            self.message_deltas[account_id, old] -= 1
+            self.message_deltas[account_id, old] -= rows
         if new is not None:
-            self.message_deltas[account_id, new] += 1
+            self.message_deltas[account_id, new] += rows
 
     def move_receipts(self, account_id: int, old: int | None, new: int | None, rows: int = 1) -> None:
         """Count receipts that went from status ``old`` to ``new`` (None: were or are not there)."""

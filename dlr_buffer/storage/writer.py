@@ -112,6 +112,7 @@ class Writer:
         """
         self._engine = engine
         self._path = path
+        self._folder = str(path.parent)
         self._loop = loop
         self._scarce = scarce
         self._on_commit = on_commit
@@ -583,7 +584,7 @@ class Writer:
 
     def _free_bytes(self) -> int | None:
         try:
-            return free_bytes(self._path)
+            return free_bytes(self._folder)
         except OSError:
             return None
 
@@ -658,9 +659,9 @@ def _write_a_page(tx: Transaction) -> None:
     # The transaction's last statement puts the number back.
 
 
-def free_bytes(path: Path) -> int:
-    """Return the bytes that are free beside a file for whoever is not root. Raises OSError."""
-    found = os.statvfs(path.parent)
+def free_bytes(path: str) -> int:
+    """Return the bytes that are free where a file or folder lies, for whoever is not root. Raises OSError."""
+    found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
 
 
