@@ -102,9 +102,7 @@ class Beside:
     """Receipts a second that were drained meanwhile."""
 
 
-def registering_beside(
-    pending: int, *, requests: int = 20_000, rate_limit: float = 0, idle: bool = False
-) -> Beside:
+def registering_beside(pending: int, *, requests: int, rate_limit: float = 0, idle: bool = False) -> Beside:
     """Register over 16 connections while ``pending`` receipts drain; ``idle``: while they wait, paused."""
     with tempfile.TemporaryDirectory() as place, sink() as upstream:
         folder = Path(place)
@@ -153,14 +151,14 @@ def _flows(seconds: float, rates: tuple[float, ...], count: int) -> Table:
     )
 
 
-def _besides(count: int, pending: int) -> Table:
+def _besides(count: int, pending: int, requests: int) -> Table:
     rounds = Rounds()
     for _ in range(count):
-        idle = registering_beside(1000, idle=True)
-        full = registering_beside(pending)
+        idle = registering_beside(1000, requests=requests, idle=True)
+        full = registering_beside(pending, requests=requests)
         # Half of what a drain alone reaches is measured first, in requests of a hundred.
         alone = drained_alone(pending).rate
-        half = registering_beside(pending, rate_limit=alone / 2 / 100)
+        half = registering_beside(pending, requests=requests, rate_limit=alone / 2 / 100)
         for name, found in (("idle", idle), ("half", half), ("full", full)):
             rounds.add(f"{name} rate", found.rate)
             rounds.add(f"{name} p99", found.p99_ms)
@@ -194,8 +192,9 @@ def _besides(count: int, pending: int) -> Table:
 
 def measure(*, full: bool = False) -> list[Table]:
     """Run it; ``full``: two minutes at each rate."""
-    seconds, count = (120.0, 1) if full else (15.0, 1)
-    return [_flows(seconds, (4_000.0, 8_000.0), count), _besides(3 if not full else 5, 200_000)]
+    seconds = 120.0 if full else 10.0
+    pending, requests = (300_000, 40_000) if full else (80_000, 8_000)
+    return [_flows(seconds, (4_000.0, 8_000.0), 1), _besides(5, pending, requests)]
 
 
 if __name__ == "__main__":

@@ -244,10 +244,10 @@ def _sweeps(count_: int, waiting: int) -> Table:
 
 def measure(*, full: bool = False) -> list[Table]:
     """Run it; ``full``: up to ten million, random UUIDs too, and the plots drawn anew."""
-    sizes = [Size(SMALLEST), Size(100_000), Size(1_000_000)]
+    sizes = [Size(SMALLEST), Size(1_000_000)]
     if full:
-        sizes.append(Size(10_000_000))
-    count_ = 5 if full else 1
+        sizes = [Size(SMALLEST), Size(100_000), Size(1_000_000), Size(10_000_000)]
+    count_ = 5
     found, bytes_each = _sizes(sizes, count_)
     tables = [_flat_table("flat", found, bytes_each, found[sizes[0]], count_)]
     if full:

@@ -34,7 +34,7 @@ def _look(rounds: Rounds, name: str, folder: Path, idle_s: float) -> None:
 def measure(*, full: bool = False, messages: int | None = None) -> list[Table]:
     """Run it; ``full``: ten million messages instead of a million."""
     many = messages or (10_000_000 if full else 1_000_000)
-    idle_s = 60.0 if full else 20.0
+    idle_s = 60.0 if full else 10.0
     rounds = Rounds()
     with tempfile.TemporaryDirectory() as place:
         empty, large = Path(place) / "empty", Path(place) / "large"

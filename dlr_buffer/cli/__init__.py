@@ -8,6 +8,7 @@ check-config, simulate, demo), each imported only when it is run, so that a comm
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,15 @@ from dlr_buffer.errors import DlrBufferError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return its exit code (see `exits`)."""
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    if argv is not None:
+        return _run(list(argv))
+    code = _run(sys.argv[1:])
+    # The process ends now. Python would first look through everything for cycles, which takes as long as rich's import.
+    gc.freeze()
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # ids may hold what the terminal's encoding lacks

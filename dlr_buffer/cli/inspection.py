@@ -18,7 +18,6 @@ from urllib.parse import urlencode
 from dlr_buffer.cli import exits
 from dlr_buffer.cli.connection import admin_side, client_side, find_sockets
 from dlr_buffer.cli.exits import UsageError
-from dlr_buffer.cli.steering import filters
 from dlr_buffer.cli.text import age, ahead, counted, moment, moment_ms, printable, size, span
 from dlr_buffer.client import ApiError, Client, DaemonUnreachable
 
@@ -51,6 +50,8 @@ def status(args: argparse.Namespace) -> int:
 
 def listing(args: argparse.Namespace) -> int:
     """List messages or receipts, page by page as they come."""
+    from dlr_buffer.cli.steering import filters
+
     with admin_side(args) as client:
         pages = _pages(client, args.kind, filters(args), args.limit)
         if args.json:
