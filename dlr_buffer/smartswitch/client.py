@@ -1,33 +1,27 @@
 """The HTTP client of one account: sends a batch, and says what came of it.
 
-The only module that knows httpx. It makes the bytes of the request, holds the time limit, cuts off what is
+Only it and its transport know httpx. It makes the bytes of the request, holds the time limit, cuts off what is
 too long, and translates every failure once, into an `Outage` whose text names the host and what failed and
 nothing else. What the answer says is read in `answers`.
 
-httpx's transport is used without its client: that would keep cookies, log a line per request, and prepare to
-follow redirects, whereas here only one request goes to one place. The query is given to the transport as the
-raw request target, so httpx's own URL, and with it its logs and exceptions, never holds the credentials.
-Answers may echo them, though, so httpx and httpcore do not log at all.
+httpx is used without its client: that would keep cookies, log a line per request, and prepare to follow
+redirects, whereas here only one request goes to one place. The query is given to the transport (`transport`) as
+the raw request target, so httpx's own URL, and with it its exceptions, never holds the credentials.
 
-An answer belongs to the request before it. httpcore would take whatever else a server sent after an answer for
-the answer to the next request, so a connection is only used again if nothing was left over (`_left_over`) and
-the answer is no outage.
+An answer belongs to the request before it: after an outage, which may have been meant for another request, the
+connection is not used again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpcore
 import httpx
 
 from dlr_buffer import __version__
@@ -36,43 +30,22 @@ from dlr_buffer.receipts import Receipt
 from dlr_buffer.smartswitch import wire
 from dlr_buffer.smartswitch.answers import Answer, HttpAnswer, Outage, classify
 from dlr_buffer.smartswitch.redaction import redactor
+from dlr_buffer.smartswitch.transport import CutShort, HandshakeBrokenOff, NoAnswer, Transport
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """An answer longer than this is cut off (DESIGN §4)."""
 
-_KEEPALIVE_S = 4.0
-"""How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
 _HEADERS = {
     "User-Agent": f"dlr-buffer/{__version__}",
     "Accept": "application/vnd.api+json, application/json",
     "Accept-Encoding": "identity",
 }
-_CUT_SHORT = (
-    "peer closed connection without sending complete message body",
-    "peer unexpectedly closed connection",
-)
-"""How h11 begins its text when an answer's body ends too early (the second: in the middle of a chunk's header or of
-a trailer); it has no type of its own for that."""
-_PARSER_REST: Final = attrgetter("_httpcore_stream._stream._connection._h11_state.trailing_data")
-_PLAIN_QUEUE: Final = attrgetter("_stream._protocol.read_queue")
-_TLS_QUEUE: Final = attrgetter("_stream.transport_stream._protocol.read_queue")
-"""Where httpcore 1 and anyio 4 keep what they have read ahead; they show it nowhere in public."""
 # OpenSSL's X509_V_ERR_*: see openssl-verification-options(1).
 _TLS_NOT_YET_VALID = 9
 _TLS_EXPIRED = 10
 _TLS_SELF_SIGNED = (18, 19)
 _TLS_UNKNOWN_ISSUER = (2, 20, 21)
 _TLS_WRONG_NAME = (62, 64)
-
-
-def _silence(_record: logging.LogRecord) -> bool:
-    return False
-
-
-# At DEBUG httpcore prints the answer's headers, and a redirect's Location repeats the query. A filter stays
-# in place whatever level is configured later, a level would not.
-for _name in ("httpx", "httpcore.connection", "httpcore.http11"):
-    logging.getLogger(_name).addFilter(_silence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +79,13 @@ class SmartswitchClient:
         self._settings = settings
         self._clock = clock
         self._redact = redactor(settings.login, settings.password)
-        if ssl_context is None:
-            # Loading the system's certificates takes memory: only who speaks TLS pays. The bare context
-            # trusts nobody.
-            tls = parts.scheme == "https"
-            ssl_context = ssl.create_default_context() if tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # The places are counted here. httpcore's own limit loses one for ever when a request is cancelled just
-        # as it is given a new connection (1.0.9): two timeouts at a time would stop the account for good.
+        if parts.scheme != "https":
+            ssl_context = None  # loading the system's certificates takes memory: only who speaks TLS pays
+        else:
+            ssl_context = ssl_context or ssl.create_default_context()
+            ssl_context.set_alpn_protocols(["http/1.1"])
         self._places = asyncio.Semaphore(settings.concurrency)
-        self._transport = httpx.AsyncHTTPTransport(
-            verify=ssl_context,
-            trust_env=False,
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=settings.concurrency,
-                keepalive_expiry=_KEEPALIVE_S,
-            ),
-        )
+        self._transport = Transport(ssl_context)
 
     async def send(self, receipts: Sequence[Receipt]) -> Answer:
         """Send ``receipts`` (at least one) in one request and say what came of it.
@@ -156,22 +119,7 @@ class SmartswitchClient:
 
     async def _exchange(self, receipts: Sequence[Receipt]) -> Answer:
         request = self._request(receipts)
-        opened: list[httpcore.AsyncNetworkStream] = []
-
-        async def trace(event: str, info: Mapping[str, Any]) -> None:
-            if event == "connection.connect_tcp.complete":
-                opened.append(info["return_value"])
-
-        encrypted = self._origin.scheme == "https"
-        if encrypted:
-            request.extensions["trace"] = trace
-        try:
-            response = await self._transport.handle_async_request(request)
-        except BaseException:
-            # A TLS handshake that is cancelled (time is up) leaves its connection open (httpcore 1.0.9).
-            for stream in opened:
-                await stream.aclose()
-            raise
+        response = await self._transport.handle_async_request(request)
         try:
             body, fault = await self._read(response)
             http = HttpAnswer(
@@ -179,9 +127,9 @@ class SmartswitchClient:
             )
             asked = [receipt.request_id for receipt in receipts]
             answer = classify(http, asked, now_ms=self._clock.now_ms(), redact=self._redact)
-            if isinstance(answer, Outage) or _left_over(response, encrypted=encrypted):
+            if isinstance(answer, Outage):
                 # What comes on it next may be the answer to another request.
-                await response.extensions["network_stream"].aclose()
+                response.extensions["connection"].abort()
         finally:
             await response.aclose()
         return answer
@@ -206,6 +154,8 @@ class SmartswitchClient:
 
     def _outage(self, error: Exception, *, in_body: bool = False) -> Outage:
         """Translate a foreign exception. Its text is never taken over: h11's quote what the server sent."""
+        if isinstance(error, HandshakeBrokenOff):
+            return Outage("tls", f"{self._peer} broke off the TLS handshake")
         for root in _roots(error):
             match root:
                 case ssl.SSLWantReadError() | ssl.SSLWantWriteError():
@@ -229,44 +179,17 @@ class SmartswitchClient:
     def _outage_by_kind(self, error: Exception, *, in_body: bool) -> Outage:
         """Translate an exception with nothing behind it: httpx's own, and the unforeseen."""
         match error:
-            case httpx.RemoteProtocolError() if str(error).startswith(_CUT_SHORT):
+            case CutShort():
                 return Outage("truncated", f"{self._peer} broke off in the middle of an answer")
-            case httpx.RemoteProtocolError() if str(error).startswith("Server disconnected"):
+            case NoAnswer():
                 return Outage("reset", f"{self._peer} closed the connection without a complete answer")
             case httpx.ProtocolError():
                 part = "body" if in_body else "head"
                 return Outage("protocol", f"the {part} of the answer of {self._peer} is not valid HTTP/1.1")
-            case httpx.ConnectError() if self._origin.scheme == "https":
-                return Outage("tls", f"{self._peer} broke off the TLS handshake")
             case httpx.NetworkError():
                 return Outage("reset", f"{self._peer} broke off the connection")
             case _:
                 return Outage("protocol", f"the exchange with {self._peer} failed ({type(error).__name__})")
-
-
-def _left_over(response: httpx.Response, *, encrypted: bool) -> bool:
-    """Whether something came after the answer, which was read to its end.
-
-    Here counts what was read from the socket already; httpcore itself looks at the socket before the next
-    request.
-    """
-    stream = response.extensions["network_stream"]
-    tls: ssl.SSLObject | None = stream.get_extra_info("ssl_object") if encrypted else None
-    try:
-        rest, _ = _PARSER_REST(response.stream)
-        if rest or (_PLAIN_QUEUE if tls is None else _TLS_QUEUE)(stream):
-            return True
-    except AttributeError:
-        return True  # another version: rather a connection for each request than an answer too many
-    if tls is None:
-        return False
-    try:
-        tls.read(1)
-    except ssl.SSLWantReadError:
-        return False
-    except ssl.SSLError:
-        pass  # not even sound TLS follows
-    return True
 
 
 def _roots(error: BaseException | None) -> Iterator[BaseException]:
