@@ -290,11 +290,13 @@ class Writer:
             raise AssertionError
         try:
             while self._take():
+                # The next requests need not wait for what the last ones brought, only registrations come first.
+                if not self._lanes[Lane.SINGLE]:
+                    self._read_all(connection)
                 group = self._compose()
                 if group:
                     self._commit_group(connection, group)
-                for command in self._drain(Lane.CLAIM):
-                    self._read(connection, command)
+                self._read_all(connection)
                 if self._failure is None:
                     self._checkpoint(connection)
                 else:
@@ -318,6 +320,10 @@ class Writer:
         if keep is not None:
             keep.close()
         self.files.close()
+
+    def _read_all(self, connection: Connection) -> None:
+        for command in self._drain(Lane.CLAIM):
+            self._read(connection, command)
 
     def _refuse_all(self) -> None:
         """Answer those who wait, and whoever still comes until `stop`, with the failure."""
