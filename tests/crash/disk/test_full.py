@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dlr_buffer.client import ApiError
+from dlr_buffer.client import ApiError, Client
 from dlr_buffer.errors import StorageFull, StoreUnavailable
 from dlr_buffer.simulator import SimulatorSettings
 from dlr_buffer.storage.connection import translate
@@ -117,6 +117,18 @@ def test_what_cannot_be_written_is_kept_and_recovers_by_itself(site: DiskSite, d
     assert site.recount()["receipts"] == {"acknowledged": 400}
 
 
+def register_until_refused(app: Client, limit: int) -> int:
+    """How many messages were answered, one a request, before the first that the full disk refused."""
+    for number in range(limit):
+        try:
+            app.register(f"late{number}")
+        except ApiError as problem:
+            if problem.status != 507:
+                raise
+            return number
+    pytest.fail(f"{limit} messages were answered on a full disk")
+
+
 def test_started_and_stopped_on_a_full_disk(site: DiskSite, disk: SmallDisk) -> None:
     """A new queue needs room, and says so; an old one starts and stops without, and with room all of it is there."""
     site.configure()
@@ -141,7 +153,8 @@ def test_started_and_stopped_on_a_full_disk(site: DiskSite, disk: SmallDisk) -> 
     daemon.kill()
     daemon = site.start()
     with site.client() as app:
-        assert refusal(app, "POST", "/v1/messages", {"message_id": "one"}).status == 507
+        # A log recovered at start-up is written from its start, so some fit in the room that the disk gave it before.
+        answered = register_until_refused(app, limit=20_000)
         assert app.request("GET", "/v1/messages/m2999")["state"] is None
     assert daemon.terminate() == 0
     assert site.lines("CRITICAL") == 0
@@ -152,7 +165,7 @@ def test_started_and_stopped_on_a_full_disk(site: DiskSite, disk: SmallDisk) -> 
         app.register("one")
     account = site.account()
     assert account["receipts"]["pending"] == account["messages"]["enroute"] == queued
-    assert account["messages"]["waiting"] == 3001 - queued
+    assert account["messages"]["waiting"] == 3001 + answered - queued
 
 
 async def fill_up(queue: Queue, messages: int) -> None:
