@@ -7,6 +7,7 @@ import logging
 import socket
 import sqlite3
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Connection
 
 from dlr_buffer import daemon as daemon_module
 from dlr_buffer.config import (
@@ -526,19 +528,26 @@ async def test_a_stopped_clock_stops_retention(site: Site) -> None:
 @on_loop
 async def test_a_database_that_hangs_is_noticed(site: Site) -> None:
     """If commands wait and none is finished between two looks, the daemon is unhealthy until one is."""
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(_connection: Connection) -> None:
+        hangs.set()
+        assert goes_on.wait(60)
+
     async with site.running() as daemon:
         daemon._scheduler.pause()
-        daemon.store._writer.waiting_commands += 1
-        for _ in range(50):
-            # What the start still had to do may be finished between the first looks.
+        hanging = asyncio.create_task(daemon.store._writer.submit(Lane.CLAIM, read=hang))
+        try:
+            await asyncio.to_thread(hangs.wait, 60)
             await daemon._housekeeping()
-            if daemon.problems():
-                break
-        assert any("has not finished anything" in problem for problem in daemon.problems())
-        daemon.store._writer.deliveries += 1
+            assert daemon.problems() == ()
+            await daemon._housekeeping()
+            assert any("has not finished anything" in problem for problem in daemon.problems())
+        finally:
+            goes_on.set()
+        await hanging
         await daemon._housekeeping()
         assert daemon.problems() == ()
-        daemon.store._writer.waiting_commands -= 1
 
 
 @on_loop
