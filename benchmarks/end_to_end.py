@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.draining import drained as drained_alone
-from benchmarks.harness import ids, load
+from benchmarks.harness import ids, pace
 from benchmarks.harness.fill import Fill, fill
 from benchmarks.harness.servers import DaemonProcess, SinkServer, daemon, sink
 from benchmarks.harness.tables import Rounds, Table, percentile, short
+from dlr_buffer.bench import load
 
 PER_BULK = 100
 WATCHED = "00"
@@ -80,8 +81,8 @@ async def _flow(
         watched = next(each for each in names[number] if each.endswith(WATCHED))
         reported_at[watched] = time.monotonic()
 
-    registering = load.Paced(served.client_socket, rate / PER_BULK, 4)
-    reporting = load.Paced(served.client_socket, rate / PER_BULK, 4, sent)
+    registering = pace.Paced(served.client_socket, rate / PER_BULK, 4)
+    reporting = pace.Paced(served.client_socket, rate / PER_BULK, 4, sent)
     began = time.monotonic()
     first = asyncio.create_task(registering.run(map(load.registrations, names), seconds))
     await asyncio.sleep(1)  # every message is registered a second before it is reported

@@ -18,10 +18,11 @@ from itertools import count
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.harness import ids, load, machine
+from benchmarks.harness import ids, machine, pace
 from benchmarks.harness.fill import Fill, fill
 from benchmarks.harness.servers import DaemonProcess, daemon
 from benchmarks.harness.tables import Rounds, Table, percentile, short
+from dlr_buffer.bench import load
 from dlr_buffer.receipts import Acknowledged, Cut, RefusalPolicy
 from dlr_buffer.storage.store import SqliteStore, StoreListeners
 
@@ -202,7 +203,7 @@ def _swept(wanted: Fill, total: str) -> _Sweep:
         requests = (load.registration(each) for each in ids.in_order(100_000, 50_000_000))
         with daemon(folder, module="benchmarks.harness.hurried") as served:
             began = time.monotonic()
-            taken = asyncio.run(load.Paced(served.client_socket, SWEEP_RATE, 8).run(requests, 12))
+            taken = asyncio.run(pace.Paced(served.client_socket, SWEEP_RATE, 8).run(requests, 12))
             seconds = time.monotonic() - began
             swept = served.ask("GET", "/v1/status")[1]["totals"][total]
     return _Sweep(percentile(taken.latencies_s, 0.99) * 1000, swept, seconds)

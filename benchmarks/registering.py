@@ -11,9 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.harness import ids, load, raw
+from benchmarks.harness import ids, raw
 from benchmarks.harness.servers import daemon
 from benchmarks.harness.tables import Rounds, Table, percentile, short
+from dlr_buffer.bench import load
 
 SINGLES = 20_000
 BULKS = 100

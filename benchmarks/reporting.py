@@ -11,10 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.harness import ids, load, raw
+from benchmarks.harness import ids, raw
 from benchmarks.harness.fill import Fill, fill
 from benchmarks.harness.servers import daemon
 from benchmarks.harness.tables import Rounds, Table, short
+from dlr_buffer.bench import load
 
 WAITING = 1_000_000
 REPORTS = 60_000

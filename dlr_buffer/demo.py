@@ -1,82 +1,48 @@
 """``dlr-buffer demo``: the whole job in a few seconds, on a queue that is thrown away.
 
-A stand-in for Smartswitch runs in a thread, the real daemon as a child process, and this module plays the
-app: it registers messages, reports states, lets some expire, and at the end holds what the daemon says
-against what the stand-in saw. It knows the daemon only through its command line and its sockets.
+This module plays the app: it registers messages, reports states, lets some expire, and at the end holds what the
+daemon says against what the stand-in saw. Both are run by `throwaway`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import secrets
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
-from tenacity import RetryError, Retrying, retry_if_exception_type, retry_if_result, wait_fixed
+from tenacity import RetryError, Retrying, retry_if_result, wait_fixed
 from tenacity.stop import stop_after_delay
 
-from dlr_buffer.client import Client, DaemonUnreachable
+from dlr_buffer.client import Client
 from dlr_buffer.errors import DlrBufferError
-from dlr_buffer.simulator import Exchange, FaultKind, Simulator, SimulatorSettings
+from dlr_buffer.simulator import FaultKind, SimulatorSettings
+from dlr_buffer.throwaway import Daemon, Place, StandIn, folder, sigterm_interrupts
 
 _SINGLES = 50
 _FIRST_ID = 1_561_370_632_513
 """The seed's first message id."""
 _VALIDITY_S = (2, 3)
 _BATCH = 20
-_START_S = 20.0
+_TIMEOUT = "5s"
 _SETTLE_S = 45.0
 _SETTLED_EACH_S = 0.01
 """How much longer each message may take, for somebody who asks for very many."""
-_STOP_S = 15.0
 _LOOK_EVERY_S = 0.2
 _LOG_LINES = 20
 _FAULTS = {FaultKind.ERROR_503: 0.03, FaultKind.PARTIAL: 0.02}
 _RANDOM_SEED = 45
 """Draws faults of both kinds among the first few requests."""
 _WAITING = ("waiting", "enroute", "accepted", "unknown")
-
-_CONFIGURATION = """\
-[api]
-client_socket = {client}
-admin_socket = {admin}
-
-[database]
-url = {database}
-min_free = "1MiB"
-
-[accounts.default]
-url = {url}
-login = "demo"
-password_file = {password}
-timeout = "5s"
-
-[accounts.default.batch]
-max_receipts = {batch}
-linger = "50ms"
-
-[accounts.default.retry]
-initial = "200ms"
-max = "2s"
-"""
 
 
 class DemoFailed(DlrBufferError):
@@ -92,29 +58,37 @@ def run_demo(*, messages: int = 1000, faults: bool = True, keep: bool = False, a
     """
     screen = _Screen(as_json=as_json)
     screen.say("Starting a daemon and a stand-in for Smartswitch on a queue that is thrown away.")
-    with _sigterm_interrupts(), _folder(screen, keep=keep) as folder, _StandIn(faults=faults) as stand_in:
-        daemon = _Daemon(folder, stand_in)
+    settings = SimulatorSettings(latency=0.02, random_seed=_RANDOM_SEED, faults=_FAULTS if faults else {})
+    with sigterm_interrupts(), folder("demo", keep=keep) as path, StandIn(settings) as stand_in:
         try:
-            with daemon, screen:
-                status = _play(Plan.of(messages), daemon, stand_in, screen)
-        except DlrBufferError as error:
-            screen.say(f"The demo broke off: {error}")
-            screen.say(daemon.last_words())
-            return 1
-        sums = _sums(status, stand_in)
-        differences = compare(Plan.of(messages), status, stand_in.finals(), stand_in.summary())
-        screen.show(sums)
-        if differences:
-            screen.say("The daemon and the stand-in differ:")
-            for difference in differences[:_LOG_LINES]:
-                screen.say(f"  {difference}")
-            screen.say(daemon.last_words())
-            return 1
-        screen.say(
-            f"Every one of the {messages:,} messages reached the stand-in with exactly one final state, "
-            "and its own record agrees with the daemon's counts."
-        )
-        return 0
+            return _show(Plan.of(messages), path, stand_in, screen)
+        finally:
+            if keep:
+                screen.say(f"The queue, its configuration and the daemon's log are kept in {path}.")
+
+
+def _show(plan: Plan, path: Path, stand_in: StandIn, screen: _Screen) -> int:
+    daemon = Daemon(Place(path, path / "queue.db"), stand_in, max_receipts=_BATCH, timeout=_TIMEOUT)
+    try:
+        with daemon, screen:
+            status = _play(plan, daemon, stand_in, screen)
+    except DlrBufferError as error:
+        screen.say(f"The demo broke off: {error}")
+        screen.say(daemon.last_words())
+        return 1
+    screen.show(_sums(status, stand_in))
+    differences = compare(plan, status, stand_in.finals(), stand_in.summary())
+    if differences:
+        screen.say("The daemon and the stand-in differ:")
+        for difference in differences[:_LOG_LINES]:
+            screen.say(f"  {difference}")
+        screen.say(daemon.last_words())
+        return 1
+    screen.say(
+        f"Every one of the {len(plan.finals):,} messages reached the stand-in with exactly one final state, "
+        "and its own record agrees with the daemon's counts."
+    )
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +198,13 @@ def _count_differences(plan: Plan, status: Mapping[str, Any], record: Mapping[st
     return differences
 
 
-def _play(plan: Plan, daemon: _Daemon, stand_in: _StandIn, screen: _Screen) -> Mapping[str, Any]:
+def _play(plan: Plan, daemon: Daemon, stand_in: StandIn, screen: _Screen) -> Mapping[str, Any]:
     """Play the app until everything is settled; return the daemon's last status."""
     registrations = plan.registrations()
     expiring = sum(state == "expired" for state in plan.finals.values())
-    screen.say(f"A stand-in for Smartswitch listens at {stand_in.url}, the daemon at {daemon.client_socket}.")
+    screen.say(
+        f"A stand-in for Smartswitch listens at {stand_in.url}, the daemon at {daemon.place.client_socket}."
+    )
     with daemon.client() as app, daemon.admin() as admin:
         screen.say(
             f"Registering {len(registrations):,} messages: {min(_SINGLES, len(registrations))} one by one, "
@@ -255,7 +231,7 @@ def _expect_no_errors(errors: tuple[Any, ...]) -> None:
         raise DemoFailed(f"the daemon did not take {len(errors)} items; the first: {errors[0].detail}")
 
 
-def _wait_until_told(daemon: _Daemon, admin: Client, receipts: int, screen: _Screen) -> None:
+def _wait_until_told(daemon: Daemon, admin: Client, receipts: int, screen: _Screen) -> None:
     def told() -> bool:
         account = _look(daemon, admin)["accounts"][0]
         done = account["receipts"]["acknowledged"]
@@ -265,7 +241,7 @@ def _wait_until_told(daemon: _Daemon, admin: Client, receipts: int, screen: _Scr
     _until(told, receipts, "the stand-in has not confirmed the intermediate states")
 
 
-def _wait_until_settled(daemon: _Daemon, admin: Client, messages: int, screen: _Screen) -> Mapping[str, Any]:
+def _wait_until_settled(daemon: Daemon, admin: Client, messages: int, screen: _Screen) -> Mapping[str, Any]:
     last: Mapping[str, Any] = {}
 
     def settled() -> bool:
@@ -285,7 +261,7 @@ def _wait_until_settled(daemon: _Daemon, admin: Client, messages: int, screen: _
     return last
 
 
-def _look(daemon: _Daemon, admin: Client) -> Mapping[str, Any]:
+def _look(daemon: Daemon, admin: Client) -> Mapping[str, Any]:
     daemon.expect_alive()
     status: Mapping[str, Any] = admin.request("GET", "/v1/status")
     return status
@@ -307,7 +283,7 @@ def _until(condition: Callable[[], bool], rows: int, failure: str) -> None:
         raise DemoFailed(f"{failure} after {seconds:.0f} seconds") from None
 
 
-def _sums(status: Mapping[str, Any], stand_in: _StandIn) -> dict[str, int]:
+def _sums(status: Mapping[str, Any], stand_in: StandIn) -> dict[str, int]:
     account = status["accounts"][0]
     record = stand_in.summary()
     return {
@@ -320,145 +296,6 @@ def _sums(status: Mapping[str, Any], stand_in: _StandIn) -> dict[str, int]:
         "superseded": account["receipts"]["superseded"],
         "dead": account["receipts"]["dead"],
     }
-
-
-class _StandIn:
-    """The stand-in on an event loop in a thread of its own, as a context manager."""
-
-    def __init__(self, *, faults: bool) -> None:
-        self.password = secrets.token_hex(8)
-        self.batches = 0
-        """Requests with more than one receipt."""
-        settings = SimulatorSettings(
-            login="demo",
-            password=self.password,
-            latency=0.02,
-            random_seed=_RANDOM_SEED,
-            faults=_FAULTS if faults else {},
-        )
-        self._simulator = Simulator(settings, on_exchange=self._count)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="stand-in", daemon=True)
-
-    @property
-    def url(self) -> str:
-        return self._simulator.url
-
-    def summary(self) -> dict[str, Any]:
-        return self._simulator.record.summary()
-
-    def finals(self) -> dict[str, list[tuple[str, str | None]]]:
-        return self._simulator.record.final_states()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._call(self._simulator.start())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._call(self._simulator.stop())
-        finally:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-    def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def _count(self, exchange: Exchange) -> None:
-        self.batches += len(exchange.receipts) > 1
-
-
-class _Daemon:
-    """The real daemon as a child process on a queue in ``folder``, as a context manager."""
-
-    def __init__(self, folder: Path, stand_in: _StandIn) -> None:
-        self.client_socket = folder / "client.sock"
-        self.admin_socket = folder / "admin.sock"
-        self._log = folder / "daemon.log"
-        self._config = folder / "config.toml"
-        password = folder / "default.password"
-        password.touch(0o600)
-        password.write_text(stand_in.password + "\n", encoding="utf-8")
-        self._config.write_text(
-            _CONFIGURATION.format(
-                client=json.dumps(str(self.client_socket)),
-                admin=json.dumps(str(self.admin_socket)),
-                database=json.dumps(f"sqlite:///{folder / 'queue.db'}"),
-                url=json.dumps(stand_in.url),
-                password=json.dumps(str(password)),
-                batch=_BATCH,
-            ),
-            encoding="utf-8",
-        )
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
-            self._child = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", "dlr_buffer", "run", "--config", str(self._config)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C reaches the demo alone, which then stops the daemon in order
-            )
-        try:
-            self._wait_for_answer()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        code = self._stop()
-        if error is None and code != 0:
-            raise DemoFailed(f"the daemon ended with exit code {code} when it was told to stop")
-
-    def client(self) -> Client:
-        return Client(self.client_socket)
-
-    def admin(self) -> Client:
-        return Client(self.admin_socket, retry_for_s=2)
-
-    def expect_alive(self) -> None:
-        if self._child is not None and (code := self._child.poll()) is not None:
-            raise DemoFailed(f"the daemon ended on its own with exit code {code}")
-
-    def last_words(self) -> str:
-        """Return the end of the daemon's log."""
-        try:
-            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
-        except OSError:
-            lines = []
-        return "\n".join(["The daemon's last log lines:", *(f"  {line}" for line in lines or ["(none)"])])
-
-    def _wait_for_answer(self) -> None:
-        def answered() -> None:
-            self.expect_alive()
-            with Client(self.client_socket, retry_for_s=0) as client:
-                client.request("GET", "/healthz")
-
-        Retrying(
-            retry=retry_if_exception_type(DaemonUnreachable),
-            wait=wait_fixed(0.05),
-            stop=stop_after_delay(_START_S),
-            reraise=True,
-        )(answered)
-
-    def _stop(self) -> int:
-        if self._child is None:
-            return 0
-        self._child.terminate()
-        try:
-            return self._child.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            return self._child.wait()
 
 
 class _Screen:
@@ -519,34 +356,3 @@ class _Screen:
         for name, count in sums.items():
             table.add_row(name, f"{count:,}", style="red" if name == "dead" and count else None)
         self._console.print(table)
-
-
-@contextmanager
-def _folder(screen: _Screen, *, keep: bool) -> Iterator[Path]:
-    """Give a new folder with a path short enough for sockets; it is removed afterwards unless ``keep``."""
-    longest_for_sockets = 80
-    parent = tempfile.gettempdir()
-    if len(os.fsencode(parent)) > longest_for_sockets:
-        parent = "/tmp"  # noqa: S108 - mkdtemp makes a private folder in it
-    path = Path(tempfile.mkdtemp(prefix="dlr-buffer-demo-", dir=parent))
-    try:
-        yield path
-    finally:
-        if keep:
-            screen.say(f"The queue, its configuration and the daemon's log are kept in {path}.")
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that the daemon is stopped and the folder removed then too."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.harness import ids, load
+from benchmarks.harness import ids
 from benchmarks.harness.servers import DaemonProcess, SinkServer, daemon, sink
 from benchmarks.peers import programs
 from benchmarks.peers.measuring import BULK_PRODUCERS, PER_BULK, PRODUCERS, SLOW_MS, Enqueued
 from benchmarks.peers.programs import Drained, Watch
+from dlr_buffer.bench import load
 
 BATCH = 100
 BATCHES_AT_ONCE = 8

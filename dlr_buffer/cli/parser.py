@@ -22,6 +22,8 @@ STATES = ("enroute", "delivered", "expired", "undeliverable", "accepted", "unkno
 STATUSES = ("pending", "acknowledged", "superseded", "held", "dead")
 """The receipt statuses of `dlr_buffer.receipts` (a test compares them)."""
 
+_LEAST_S, _MOST_S = 0.1, 60
+"""What `bench --seconds` takes; a longer run would fill the disk with messages."""
 _TARGET_HELP = """\
 {what} are meant by exactly one of
   {ids}
@@ -39,6 +41,10 @@ Repeating the whole input is safe: what is stored already counts as known.
 _BACKUP_HELP = """\
 The copy is the queue at one moment; it is checked, and only then gets its name. While it is made the daemon goes on,
 and its log grows. The folder needs as much free space as the queue takes.
+"""
+_BENCH_HELP = """\
+No queue in use is touched: a new folder is made in DIR and removed at the end. It needs 1 GiB of free space, and a
+machine that does nothing else meanwhile; the daemon of this host should be stopped.
 """
 _CHECK_HELP = """\
 The daemon may run: nothing is written, and nothing waits. Exit code 0 if all is well, 1 if something was found.
@@ -152,6 +158,22 @@ def _add_service(commands: Commands, *, simulate: bool) -> None:
     )
     demo.add_argument("--no-faults", action="store_true", help="let the stand-in answer everything well")
     demo.add_argument("--keep", action="store_true", help="keep the queue, its configuration and the log")
+    bench = _command(
+        commands,
+        "bench",
+        run="service.bench",
+        help="measure this machine and its disk in a minute, and say what limits it",
+        epilog=_BENCH_HELP,
+    )
+    bench.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="measure the disk that this is on (default: the configured queue's folder, else the current one)",
+    )
+    bench.add_argument(
+        "--seconds", type=_seconds, default=8.0, metavar="N", help="for each of six measurements (default 8)"
+    )
 
 
 def _add_bulk(commands: Commands) -> None:
@@ -363,6 +385,16 @@ def _is_moment(text: str) -> bool:
         return datetime.fromisoformat(text).tzinfo is not None
     except ValueError:
         return False
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not _LEAST_S <= seconds <= _MOST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {_LEAST_S} to {_MOST_S}")
+    return seconds
 
 
 def _natural(text: str) -> int:

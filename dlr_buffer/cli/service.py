@@ -1,10 +1,11 @@
-"""``run``, ``check-config``, ``simulate`` and ``demo``: commands that only call what lives elsewhere."""
+"""``run``, ``check-config``, ``simulate``, ``demo`` and ``bench``: commands that only call what lives elsewhere."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from dlr_buffer.cli import exits
 
@@ -42,3 +43,24 @@ def demo(args: argparse.Namespace) -> int:
     from dlr_buffer.demo import run_demo
 
     return run_demo(messages=args.messages, faults=not args.no_faults, keep=args.keep, as_json=args.json)
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Measure this machine, on the disk of the configured queue if nothing else is named."""
+    from dlr_buffer.bench.printing import run_bench
+
+    return run_bench(args.folder or _place_of_the_queue(args), seconds=args.seconds, as_json=args.json)
+
+
+def _place_of_the_queue(args: argparse.Namespace) -> Path:
+    """Return the folder of the configured queue; the current one if there is none that may be written to."""
+    from dlr_buffer.cli.connection import ConfigurationUnusable
+    from dlr_buffer.cli.database import find_database
+
+    try:
+        folder = find_database(args, os.environ).parent
+    except ConfigurationUnusable:
+        if args.config is not None:
+            raise
+        return Path.cwd()
+    return folder if os.access(folder, os.W_OK | os.X_OK) else Path.cwd()

@@ -19,7 +19,7 @@ from dlr_buffer.receipts import ReceiptStatus
 
 COMMANDS = [
     *("run", "check-config", "register", "report", "status", "list", "show", "retry", "hold", "release"),
-    *("expire", "delete", "pause", "resume", "expiry", "simulate", "demo", "backup", "check-db"),
+    *("expire", "delete", "pause", "resume", "expiry", "simulate", "demo", "bench", "backup", "check-db"),
 ]
 
 
@@ -85,6 +85,10 @@ def test_the_stand_in_takes_json_on_both_sides() -> None:
         "report a b delivered",
         "report a --state lost",
         "demo --messages 0",
+        "bench --seconds 0",
+        "bench --seconds 61",
+        "bench --seconds nan",
+        "bench --seconds soon",
         "backup",
         "backup a b",
         "check-db a b",

@@ -1,15 +1,16 @@
 """The apps: many connections to the client socket, each sending its next request when the last one is answered.
 
 The requests are built before the clock starts, and answers are hardly looked at (status and length), so that on two
-cores as much as possible is left to the daemon. `Paced` sends at a steady rate instead.
+cores as much as possible is left to the daemon.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 JSON = b"application/json"
 NDJSON = b"application/x-ndjson"
@@ -66,27 +67,32 @@ class Taken:
         return self.requests / self.elapsed_s
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, answered: Callable[[_Connection, bool], None]) -> None:
+class Connection(asyncio.Protocol):
+    """One connection; ``answered`` is told of each whole answer, and whether it was a 2xx."""
+
+    def __init__(self, answered: Callable[[Connection, bool], None]) -> None:
+        """Connect with `connect`."""
         self._answered = answered
         self._buffer = b""
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport
         self.sent_at = 0.0
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        """Remember whom to ask."""
+        self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, _exc: Exception | None) -> None:
+        """Say so."""
         self.lost.set_result(None)
 
     def send(self, content: bytes) -> None:
-        assert self._transport is not None
+        """Send one request; the next only once it is answered."""
         self.sent_at = time.monotonic()
         self._transport.write(content)
 
     def data_received(self, data: bytes) -> None:
+        """Wait for a whole answer."""
         self._buffer = self._buffer + data if self._buffer else data
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -100,18 +106,21 @@ class _Connection(asyncio.Protocol):
         self._answered(self, good)
 
     def close(self) -> None:
-        assert self._transport is not None
+        """Close it."""
         self._transport.close()
 
 
-async def run(sock: str, requests: Sequence[bytes], connections: int) -> Taken:
-    """Send all ``requests``, as fast as they are answered, over so many connections."""
+async def run(sock: str, requests: Iterable[bytes], connections: int) -> Taken:
+    """Send all ``requests``, as fast as they are answered, over so many connections.
+
+    Raises ConnectionResetError if the other side ends a connection before all is answered.
+    """
     taken = Taken()
     waiting = iter(requests)
-    done = asyncio.Event()
+    done = asyncio.get_running_loop().create_future()
     busy = 0
 
-    def answered(connection: _Connection, good: bool) -> None:  # noqa: FBT001 - a callback
+    def answered(connection: Connection, good: bool) -> None:  # noqa: FBT001 - a callback
         nonlocal busy
         taken.latencies_s.append(time.monotonic() - connection.sent_at)
         taken.requests += 1
@@ -121,17 +130,21 @@ async def run(sock: str, requests: Sequence[bytes], connections: int) -> Taken:
             connection.send(following)
             return
         busy -= 1
-        if not busy:
-            done.set()
+        if not busy and not done.done():
+            done.set_result(None)
 
-    open_ = [await _connect(sock, answered) for _ in range(connections)]
+    open_ = [await connect(sock, answered) for _ in range(connections)]
     began = time.perf_counter()
     for connection in open_:
         following = next(waiting, None)
         if following is not None:
             busy += 1
             connection.send(following)
-    await done.wait()
+    if not busy:
+        done.set_result(None)
+    await asyncio.wait([done, *(each.lost for each in open_)], return_when=asyncio.FIRST_COMPLETED)
+    if not done.done():
+        raise ConnectionResetError("the daemon ended a connection without an answer")
     taken.elapsed_s = time.perf_counter() - began
     for connection in open_:
         connection.close()
@@ -139,56 +152,9 @@ async def run(sock: str, requests: Sequence[bytes], connections: int) -> Taken:
     return taken
 
 
-@dataclass(slots=True)
-class Paced:
-    """Sends requests at a steady rate, whether they are answered quickly or not."""
-
-    sock: str
-    rate: float
-    """Requests a second."""
-    connections: int
-    sent: Callable[[int], None] = lambda _: None
-    """Told of the number of each request when it is sent."""
-
-    async def run(self, requests: Iterator[bytes], seconds: float) -> Taken:
-        """Send for so long; a latency counts from when the request was due, however late it could be sent."""
-        taken = Taken()
-        idle: asyncio.Queue[_Connection] = asyncio.Queue()
-        due_of: dict[_Connection, float] = {}
-
-        def answered(connection: _Connection, good: bool) -> None:  # noqa: FBT001 - a callback
-            taken.latencies_s.append(time.monotonic() - due_of[connection])
-            taken.requests += 1
-            taken.failed += not good
-            idle.put_nowait(connection)
-
-        open_ = [await _connect(self.sock, answered) for _ in range(self.connections)]
-        for connection in open_:
-            idle.put_nowait(connection)
-        began = time.monotonic()
-        number = 0
-        while (due := began + number / self.rate) < began + seconds:
-            if (ahead := due - time.monotonic()) > 0:
-                await asyncio.sleep(ahead)
-            connection = await idle.get()
-            content = next(requests, None)
-            if content is None:
-                break
-            due_of[connection] = due
-            self.sent(number)
-            connection.send(content)
-            number += 1
-        for _ in open_:
-            await idle.get()
-        taken.elapsed_s = time.monotonic() - began
-        for connection in open_:
-            connection.close()
-            await connection.lost
-        return taken
-
-
-async def _connect(sock: str, answered: Callable[[_Connection, bool], None]) -> _Connection:
+async def connect(sock: str, answered: Callable[[Connection, bool], None]) -> Connection:
+    """Connect to the socket at the path ``sock``."""
     _, connection = await asyncio.get_running_loop().create_unix_connection(
-        lambda: _Connection(answered), sock
+        lambda: Connection(answered), sock
     )
     return connection
