@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import against_peers, draining, end_to_end, flat, light, registering, reporting
+from benchmarks import against_peers, draining, end_to_end, flat, light, registering, reporting, shell
 from benchmarks.harness import machine
 from benchmarks.harness.tables import Table, write_page
 
@@ -23,6 +23,7 @@ PROGRAMS: dict[str, Callable[[bool], list[Table]]] = {
     "draining": lambda full: draining.measure(9 if full else 5, 200_000 if full else 60_000),
     "end-to-end": lambda full: end_to_end.measure(full=full),
     "light": lambda full: light.measure(full=full),
+    "shell": lambda full: shell.measure(45 if full else 15),
     "flat": lambda full: flat.measure(full=full),
     "peers": lambda full: against_peers.measure(full=full),
 }
