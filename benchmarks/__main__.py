@@ -7,6 +7,7 @@ a machine that does nothing else; what it prints is what it wrote.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
@@ -39,6 +40,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in PROGRAMS]:
         parser.error(f"there is no benchmark {unknown[0]}; there are {', '.join(PROGRAMS)}")
+    logging.disable(logging.WARNING)
     here = str(machine.look(Path(tempfile.gettempdir())))
     print(f"On {here}.\n", flush=True)
     missing: list[str] = []

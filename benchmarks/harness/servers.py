@@ -37,7 +37,7 @@ max_receipts = {max_receipts}
 linger = "{linger_ms}ms"
 
 [log]
-level = "warning"
+level = "error"
 """
 
 
