@@ -187,7 +187,8 @@ def _flat_table(
             for size, rounds in found.items()
         ],
         f"Medians of {count_} rounds in which the sizes take turns; bounds in brackets. A tenth as many receipts are"
-        f" pending, {ROUNDS * CLAIMS * 100:,} at least and a million at most. Bytes: the file over the messages, without receipts, all indexes included.",
+        f" pending, {ROUNDS * CLAIMS * 100:,} at least and a million at most. Bytes: the file over the messages,"
+        " without receipts, all indexes included.",
     )
 
 

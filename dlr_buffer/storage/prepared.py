@@ -116,16 +116,17 @@ class Prepared:
         """The same statement for many rows at once, by how many."""
         if len(self.names) < 2:  # noqa: PLR2004 - itemgetter gives tuples only for several
             return []
-        row = f"({', '.join('?' * len(self.names))})"
-        rows = [(width, ", ".join([row] * width)) for width in _WIDTHS]
         if self.sql.startswith("INSERT"):
-            head, _, _ = self.sql.partition("VALUES")
-            return [(width, f"{head}VALUES {values}") for width, values in rows]
+            head, _, values = self.sql.partition("VALUES")
+            row = _NAME.sub("?", values.strip())  # constants stay in their places
+            return [(width, f"{head}VALUES {', '.join([row] * width)}") for width in _WIDTHS]
+        row = f"({', '.join('?' * len(self.names))})"
         # SQLite's names for the columns of VALUES.
         column = {name: f"given.column{number}" for number, name in enumerate(self.names, 1)}
         changes, _, condition = _NAME.sub(lambda match: column[match[1]], self.sql).partition("WHERE")
         return [
-            (width, f"{changes}FROM (VALUES {values}) AS given WHERE{condition}") for width, values in rows
+            (width, f"{changes}FROM (VALUES {', '.join([row] * width)}) AS given WHERE{condition}")
+            for width in _WIDTHS
         ]
 
 

@@ -36,7 +36,7 @@ entries = st.fixed_dictionaries(
     },
     optional={"request_id": st.sampled_from(["1", "2"]), "links": st.just({})},
 )
-documents = st.fixed_dictionaries(
+documents: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"data": entries | st.lists(entries, max_size=4)},
     optional={"errors": st.sampled_from([[], None, [{"code": "x"}]]), "meta": st.just({})},
 )
