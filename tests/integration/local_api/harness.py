@@ -156,7 +156,7 @@ class Reply:
 
 
 class Api:
-    """The running API; every `call` is checked against the description."""
+    """The running API; every `call` is checked against the description. Without ``express`` all goes the long way."""
 
     def __init__(
         self,
@@ -165,7 +165,9 @@ class Api:
         accounts: frozenset[str],
         limits: BodyLimits = LIMITS,
         connections: ConnectionLimits | None = None,
+        express: bool = True,
     ) -> None:
+        self.express = express
         self.store = MemoryStore()
         self.clock = ManualClock()
         self.daemon = ScriptedDaemon()
@@ -196,7 +198,7 @@ class Api:
                 bind(path, 0o600, None),
                 name=f"{name} socket",
                 limits=self.connections,
-                express=app.express,
+                express=app.express if self.express else None,
             )
             self.run(self.servers[name].start())
         return self
