@@ -187,6 +187,17 @@ def test_both_ways_answer_alike(asked: list[tuple[str, bytes, tuple[str, ...]]])
         assert short.store.receipts == long.store.receipts
 
 
+def test_lines_are_not_one_item(taken: list[bytes]) -> None:
+    """NDJSON is a bulk request even with one line, whatever came before."""
+    with serving() as api, peer(api) as app:
+        for number in range(3):
+            lines = post(
+                "/v1/messages", b'{"message_id":"n%d"}' % number, "Content-Type: application/x-ndjson"
+            )
+            assert json.loads(app.answers(lines)[0].body)["registered"] == 1
+        assert not taken
+
+
 KNOWN = registration("a")
 CHUNKED = (
     b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
