@@ -24,6 +24,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,10 @@ LONGEST_LOG_BYTES: Final = 4 * CHECKPOINT_BYTES
 MAX_WAITING_ROWS: Final = 200_000
 BULK_ROWS_AT_ONCE: Final = 2_000
 _MOST_SAID: Final = 100
+_RETURNING: Final = 1 / 3
+"""So many of those who were answered just now are waited for; the others mostly come while these are sorted."""
+_MOST_PATIENCE_S: Final = 0.001
+_COMMITS_REMEMBERED: Final = 8
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +143,11 @@ class Writer:
         self.commits = 0
         self.deliveries = 0
         self.waiting_commands = 0
+        self.most_patience_s = _MOST_PATIENCE_S
+        self._answered = 0
+        """Singles that the last group had."""
+        self._commit_s = 0.0
+        """How long a commit takes, on the whole."""
         self.checkpoints = 0
         self._said: set[str] = set()
         self._others_wrote: object = None
@@ -335,17 +345,39 @@ class Writer:
     def _take(self) -> bool:
         """Wait for work and sort it into lanes; False when all is done and the writer is to stop."""
         waits = any(self._lanes.values())
-        while True:
-            try:
-                commands = self._inbox.get(block=not waits and not self._stopping)
-            except queue.Empty:
-                return waits
-            if commands is None:
-                self._stopping = True
-            else:
-                for command in commands:
-                    self._lanes[command.lane].append(command)
-                waits = True
+        while self._receive(None if not waits and not self._stopping else 0):
+            waits = any(self._lanes.values())
+        self._wait_for_company()
+        return waits
+
+    def _receive(self, timeout_s: float | None) -> bool:
+        """Sort into lanes what comes within ``timeout_s`` (None: whenever it comes); False if nothing came."""
+        try:
+            commands = self._inbox.get(block=timeout_s != 0, timeout=timeout_s or None)
+        except queue.Empty:
+            return False
+        if commands is None:
+            self._stopping = True
+        else:
+            for command in commands:
+                self._lanes[command.lane].append(command)
+        return True
+
+    def _wait_for_company(self) -> None:
+        """Give apps that were answered just now a moment to come with their next single, which then shares the commit.
+
+        Without it half of them would commit while the other half reads its answers, in groups half as large. Most come
+        while a commit would take; those who don't are not waited for longer.
+        """
+        singles = self._lanes[Lane.SINGLE]
+        answered, self._answered = self._answered, 0
+        if answered <= 1 or not singles:
+            return
+        enough = len(singles) + answered * _RETURNING
+        ends = time.perf_counter() + min(self._commit_s, self.most_patience_s)
+        while len(singles) < enough and (left := ends - time.perf_counter()) > 0:
+            if not self._receive(left) or self._stopping:
+                return
 
     def _drain(self, lane: Lane) -> list[Command]:
         commands = list(self._lanes[lane])
@@ -353,7 +385,9 @@ class Writer:
         return commands
 
     def _compose(self) -> list[Command]:
-        group = [*self._drain(Lane.SINGLE), *self._drain(Lane.SETTLE)]
+        singles = self._drain(Lane.SINGLE)
+        self._answered = len(singles)
+        group = [*singles, *self._drain(Lane.SETTLE)]
         if admin := self._lanes[Lane.ADMIN]:
             group.append(admin.popleft())
         rows = 0
@@ -449,7 +483,9 @@ class Writer:
             driver(connection).execute("BEGIN IMMEDIATE")
             results = _run_all(tx, group)
             tx.finish()
+            began = time.perf_counter()
             driver(connection).execute("COMMIT")
+            self._commit_s += (time.perf_counter() - began - self._commit_s) / _COMMITS_REMEMBERED
             self._require_ours()
         except BaseException as error:
             self._roll_back(connection)
