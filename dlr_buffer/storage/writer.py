@@ -375,9 +375,8 @@ class Writer:
             return
         enough = len(singles) + answered * _RETURNING
         ends = time.perf_counter() + min(self._commit_s, self.most_patience_s)
-        while len(singles) < enough and (left := ends - time.perf_counter()) > 0:
-            if not self._receive(left) or self._stopping:
-                return
+        while not self._stopping and len(singles) < enough and (left := ends - time.perf_counter()) > 0:
+            self._receive(left)
 
     def _drain(self, lane: Lane) -> list[Command]:
         commands = list(self._lanes[lane])
