@@ -35,9 +35,11 @@ CONNECTS = {
     # Opened with mode=ro, which can't even checkpoint when it is closed last:
     "storage/connection.py: witness",
     "storage/checking.py: open_read_only",
-    # Not a queue: a database in memory, and the new copy:
+    # Not a queue: a database in memory; the new copy:
     "storage/checking.py: expected_objects",
     "storage/backup.py: _copy",
+    # Not a queue: a new database of its own in a new folder, to measure the disk:
+    "bench/disk.py: commits",
 }
 """Every place of the program that opens a SQLite database, and why the bug can't strike by it."""
 
