@@ -113,7 +113,7 @@ def registering_beside(pending: int, *, requests: int, rate_limit: float = 0, id
             if not idle:
                 served.ask("POST", "/v1/accounts/default/resume")
             before, began = upstream.count(), time.monotonic()
-            taken = asyncio.run(load.run(served.client_socket, content, 16))
+            taken = load.run(served.client_socket, content, 16)
             drained = (upstream.count() - before) / (time.monotonic() - began)
     assert not taken.failed, "refused"
     return Beside(taken.rate, percentile(taken.latencies_s, 0.99) * 1000, drained)

@@ -71,8 +71,8 @@ def _look(rounds: Rounds, size: Size, folder: Path, fresh: Iterator[int]) -> Non
         rounds.add("ready", served.ready_s)
         time.sleep(1)
         rounds.add("idle memory", machine.resident_mib(served.pid))
-        one = asyncio.run(load.run(served.client_socket, singles, 16))
-        many = asyncio.run(load.run(served.client_socket, bulks, 2))
+        one = load.run(served.client_socket, singles, 16)
+        many = load.run(served.client_socket, bulks, 2)
         rounds.add("status", percentile(_statuses(served), 0.99) * 1000)
         rounds.add("memory", machine.peak_mib(served.pid))
     assert not one.failed + many.failed, "refused"

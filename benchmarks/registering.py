@@ -6,7 +6,6 @@ median of the rounds' ratios. ``python -m benchmarks.registering [ROUNDS]`` prin
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +20,7 @@ BULKS = 100
 PER_BULK = 1000
 
 
-async def _round(rounds: Rounds, number: int, singles: int, bulks: int) -> None:
+def _round(rounds: Rounds, number: int, singles: int, bulks: int) -> None:
     names = ids.in_order(singles)
     one_by_one = [load.registration(each) for each in names]
     many = [load.registrations(ids.in_order(PER_BULK, PER_BULK * (1000 + each))) for each in range(bulks)]
@@ -34,9 +33,9 @@ async def _round(rounds: Rounds, number: int, singles: int, bulks: int) -> None:
         with daemon(folder) as served:
             # A queue of its own order for each: what one leaves to the other is the same in all rounds.
             few = [load.registration(each) for each in ids.in_order(singles // 4, 10_000_000)]
-            alone = await load.run(served.client_socket, few, 1)
-            taken = await load.run(served.client_socket, one_by_one, 16)
-            bulk = await load.run(served.client_socket, many, 2)
+            alone = load.run(served.client_socket, few, 1)
+            taken = load.run(served.client_socket, one_by_one, 16)
+            bulk = load.run(served.client_socket, many, 2)
     assert not alone.failed + taken.failed + bulk.failed, f"round {number}: refused"
     rounds.add("1 connection", alone.rate)
     rounds.add("1 p50", percentile(alone.latencies_s, 0.5) * 1000)
@@ -51,7 +50,7 @@ def measure(count: int = 5, singles: int = SINGLES, bulks: int = BULKS) -> list[
     """Run ``count`` rounds."""
     rounds = Rounds()
     for number in range(count):
-        asyncio.run(_round(rounds, number, singles, bulks))
+        _round(rounds, number, singles, bulks)
 
     def row(what: str, name: str, base: str, floor: str) -> tuple[str, ...]:
         return (

@@ -6,7 +6,6 @@ is unreachable, so that nothing is flushed meanwhile. ``python -m benchmarks.rep
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import tempfile
 from pathlib import Path
@@ -28,7 +27,7 @@ def _bulks(message_ids: list[str]) -> list[bytes]:
     ]
 
 
-async def _round(rounds: Rounds, folder: Path, number: int, waiting: int, names: list[str]) -> None:
+def _round(rounds: Rounds, folder: Path, number: int, waiting: int, names: list[str]) -> None:
     raw_path = folder / f"raw{number}.db"
     rounds.add("raw", raw.insert_many(raw_path, ids.in_order(100_000)))
     raw_path.unlink()
@@ -36,9 +35,9 @@ async def _round(rounds: Rounds, folder: Path, number: int, waiting: int, names:
     fill(database, Fill(waiting=waiting))
     with daemon(folder, database=database) as served:
         served.ask("POST", "/v1/accounts/default/pause")
-        near = await load.run(served.client_socket, _bulks(names[:REPORTS]), 2)
+        near = load.run(served.client_socket, _bulks(names[:REPORTS]), 2)
         mixed = ids.shuffled(names[REPORTS:], number)[:REPORTS]
-        random_order = await load.run(served.client_socket, _bulks(mixed), 2)
+        random_order = load.run(served.client_socket, _bulks(mixed), 2)
     assert not near.failed + random_order.failed, "refused"
     rounds.add("near", near.rate * PER_BULK)
     rounds.add("random", random_order.rate * PER_BULK)
@@ -51,7 +50,7 @@ def measure(count: int = 5, waiting: int = WAITING) -> list[Table]:
     names = ids.near_arrival(ids.in_order(waiting))
     with tempfile.TemporaryDirectory() as place:
         for number in range(count):
-            asyncio.run(_round(rounds, Path(place), number, waiting, names))
+            _round(rounds, Path(place), number, waiting, names)
     return [
         Table(
             "reporting",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from collections.abc import Sequence
@@ -85,7 +84,7 @@ def _fill(served: DaemonProcess, start: int, count: int) -> tuple[Enqueued, Enqu
 def _load(served: DaemonProcess, requests: Sequence[bytes], each: int, connections: int) -> Enqueued:
     # The load is sent by this program, which is all it does meanwhile: its CPU seconds are the app's.
     cpu = programs.cpu_s([served.pid]) + time.process_time()
-    taken = asyncio.run(load.run(served.client_socket, requests, connections))
+    taken = load.run(served.client_socket, requests, connections)
     cpu = programs.cpu_s([served.pid]) + time.process_time() - cpu
     if taken.failed:
         raise SystemExit(f"the daemon refused {taken.failed} of {taken.requests} requests")

@@ -6,7 +6,6 @@ under the folder that is measured, the stand-in for Smartswitch runs in this pro
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import shutil
@@ -139,7 +138,7 @@ def _of_load(  # noqa: PLR0913 - what makes a load
     cpu_s, began = _cpu_s(daemon.pid), time.perf_counter()
     for _ in range(_SLICES):
         some = _until(waiting, time.perf_counter() + seconds / _SLICES)
-        taken = asyncio.run(load.run(str(daemon.place.client_socket), some, connections))
+        taken = load.run(str(daemon.place.client_socket), some, connections)
         if taken.failed:
             raise BenchFailed(f"{taken.failed} of {taken.requests} requests were refused")
         rates.append(taken.rate * each)

@@ -7,8 +7,8 @@ COMMIT. Which rows are changed is the business of the modules that are given one
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,6 +23,12 @@ from dlr_buffer.storage.prepared import Prepared
 
 Row = dict[str, Any]
 
+
+def _tally() -> defaultdict[Any, int]:
+    """What counts from zero; a `Counter` takes twenty times as long to make, and each commit makes five."""
+    return defaultdict(int)
+
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -36,10 +42,14 @@ def among(column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
 
 
 def known_messages(
-    connection: Connection, account_id: int, message_ids: Iterable[str]
+    connection: Connection, account_id: int, message_ids: Collection[str]
 ) -> dict[str, MessageRow]:
     """Look up messages of an account by name."""
-    rows = _KNOWN.rows(connection, {"account_id": account_id, "message_ids": json_array(message_ids)})
+    if len(message_ids) == 1:
+        (only,) = message_ids
+        rows = _KNOWN_ONE.rows(connection, {"account_id": account_id, "message_id": only})
+    else:
+        rows = _KNOWN.rows(connection, {"account_id": account_id, "message_ids": json_array(message_ids)})
     return {row[_MESSAGE_ID]: MessageRow(*row) for row in rows}
 
 
@@ -73,12 +83,12 @@ class MessageRow(msgspec.Struct, gc=False):
 
 
 _MESSAGE_ID = MessageRow.__struct_fields__.index("message_id")
-_KNOWN = Prepared(
-    select(*(schema.messages.c[name] for name in MessageRow.__struct_fields__)).where(
-        schema.messages.c.account_id == bindparam("account_id"),
-        among(schema.messages.c.message_id, "message_ids"),
-    )
+_OF_ACCOUNT = select(*(schema.messages.c[name] for name in MessageRow.__struct_fields__)).where(
+    schema.messages.c.account_id == bindparam("account_id")
 )
+_KNOWN = Prepared(_OF_ACCOUNT.where(among(schema.messages.c.message_id, "message_ids")))
+_KNOWN_ONE = Prepared(_OF_ACCOUNT.where(schema.messages.c.message_id == bindparam("message_id")))
+"""The commonest by far: a report alone in its commit, at a third of the cost."""
 
 _STATUS_OF = Prepared(
     select(schema.receipts.c.request_id, schema.receipts.c.account_id, schema.receipts.c.status).where(
@@ -138,16 +148,16 @@ class Transaction:
     connection: Connection
     claims: Claims
     numbers: QueueNumbers
-    message_deltas: Counter[tuple[int, int]] = field(default_factory=Counter)
-    receipt_deltas: Counter[tuple[int, int]] = field(default_factory=Counter)
-    fresh: Counter[int] = field(default_factory=Counter)
+    message_deltas: defaultdict[tuple[int, int], int] = field(default_factory=_tally)
+    receipt_deltas: defaultdict[tuple[int, int], int] = field(default_factory=_tally)
+    fresh: defaultdict[int, int] = field(default_factory=_tally)
     """How many receipts became claimable, by account."""
     replayed: dict[int, list[int]] = field(default_factory=dict)
     """Receipts that an admin made pending, due now, by account."""
     effects: list[Callable[[], None]] = field(default_factory=list)
     """What to do to the writer's memory once this is committed."""
     notes: list[Row] = field(default_factory=list)
-    events: Counter[str] = field(default_factory=Counter)
+    events: defaultdict[str, int] = field(default_factory=_tally)
     """What to count in the metrics once this is committed."""
     ended: dict[int, int] = field(default_factory=dict)
     """Claims that end with this commit, and how often each was on the wire without its row knowing."""
@@ -263,7 +273,9 @@ class Transaction:
                 for (account_id, code), delta in deltas.items()
                 if delta
             ]
-            if changes:
+            if len(changes) == 1:
+                require_rows(statement.run(self.connection, changes[0]), 1, "counting")
+            elif changes:
                 done = statement.run_many(self.connection, changes)
                 require_rows(done, len(changes), "counting")
         _KEEP_NUMBERS.run(

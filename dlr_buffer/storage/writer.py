@@ -25,8 +25,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -90,8 +90,8 @@ class Command:
 class Committed:
     """What one group brought about, told to the event loop after its commit."""
 
-    fresh: Counter[int]
-    events: Counter[str]
+    fresh: Mapping[int, int]
+    events: Mapping[str, int]
     replayed: dict[int, list[int]] = field(default_factory=dict)
 
 
@@ -441,7 +441,7 @@ class Writer:
         self._others_wrote = None
         if self._failure is None:
             self._say(self.trouble, f"a commit failed, nothing of it is acknowledged: {error}")
-        self._call(self._on_commit, Committed(Counter(), Counter({"commit_failures": 1})))
+        self._call(self._on_commit, Committed({}, {"commit_failures": 1}))
 
     def _say(self, key: str, text: str, *, fault: BaseException | None = None) -> None:
         """Log a line, with the traceback of a ``fault``; the same ``key`` again only when `look_after` allows it."""
