@@ -19,12 +19,12 @@ MAX_CLIENT_CONNECTIONS: Final = 2048
 """Ten times what a supplier's apps are likely to hold; with what one connection may hold (under 200 KiB) bearable."""
 MAX_ADMIN_CONNECTIONS: Final = 128
 """Room of the admins' own: apps that took all of theirs leave it alone."""
-ACCEPTED_AT_ONCE: Final = 16
-"""Connections taken before anything else is done, so that a client that connects again and again delays those who are
-connected by 5 ms a turn, not by 20. So many may be open beyond the limit, which is looked at afterwards."""
-RESERVED_DESCRIPTORS: Final = 64 + 4 * ACCEPTED_AT_ONCE
+ACCEPTED_AT_ONCE: Final = 4
+"""Connections taken in one turn of the loop: clients that connect again and again delay those who are connected by a
+millisecond a turn (by 5 ms with 16 at once). The next ones are taken in the next turn."""
+RESERVED_DESCRIPTORS: Final = 128
 """What the daemon has open itself: database, log, sockets (12 measured, the rest is for backups and look-ups of names),
-and on each of two sockets connections accepted beyond the limit, or closed but not gone yet."""
+and on each of two sockets connections that are refused, or closed but not gone yet."""
 _WANTED_DESCRIPTORS: Final = 16_384
 _FEWEST_CONNECTIONS: Final = 16
 _FULL_FOR_S: Final = 60.0

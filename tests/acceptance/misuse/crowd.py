@@ -1,4 +1,9 @@
-"""Clients that misbehave: what each does to a socket, and threads that keep at it. What has to hold is the tests'."""
+"""Clients that misbehave, in a process of their own: ``python -m tests.acceptance.misuse.crowd CLIENT ADMIN KIND=N …``.
+
+Of their own, for threads beside those who measure would keep them from running, and nobody could say whose fault it
+was. The process says ``ready`` once all have come, and goes on until its standard input ends. What has to hold is the
+tests'; `benchmarks/crowd.py` measures what each kind costs the others.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,31 @@ import itertools
 import json
 import resource
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Final
 
 HEAD = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\n"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 _DESCRIPTION = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n"
 _REGISTRATION = HEAD + b'Content-Length: 21\r\n\r\n{"message_id":"slow"}'
-_EACH = 20
-"""Clients of each slow kind."""
 _JOIN_S = 30.0
+
+CROWD: Final[Mapping[str, int]] = {
+    "idle": 1_000,
+    "loris": 40,
+    "half-closed": 40,
+    "deaf": 20,
+    "reset": 1,
+    "huge": 1,
+    "chunked": 1,
+    "ahead": 1,
+}
+"""How many of each kind make a crowd."""
 
 
 def connected(path: Path) -> socket.socket:
@@ -58,8 +75,27 @@ def many_files() -> Iterator[None]:
 
 
 @contextmanager
-def crowded(client: Path, admin: Path, *, idle: int) -> Iterator[None]:
-    """Misbehave in every way until the block is left: idle, slow, half-closed, resetting, deaf and endless clients."""
+def crowded(client: Path, admin: Path, kinds: Mapping[str, int] = CROWD) -> Iterator[None]:
+    """Let so many of each kind misbehave, in another process, until the block is left."""
+    command = [sys.executable, "-m", "tests.acceptance.misuse.crowd", str(client), str(admin)]
+    command += [f"{kind}={number}" for kind, number in kinds.items()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as crowd:
+        assert crowd.stdin is not None
+        assert crowd.stdout is not None
+        try:
+            assert crowd.stdout.readline() == "ready\n"
+            yield
+            assert crowd.poll() is None, "the crowd left early"
+        finally:
+            crowd.stdin.close()
+            assert crowd.wait(2 * _JOIN_S) == 0
+
+
+_Work = Callable[[threading.Event], None]
+
+
+@contextmanager
+def _misbehaving(client: Path, admin: Path, kinds: Mapping[str, int]) -> Iterator[None]:
     with ExitStack() as opened:
 
         def some(number: int, opening: bytes = b"", path: Path = client) -> list[socket.socket]:
@@ -68,25 +104,33 @@ def crowded(client: Path, admin: Path, *, idle: int) -> Iterator[None]:
                 raw.sendall(opening)
             return found
 
-        some(idle)
-        slow = some(_EACH, b"GET /healthz HTTP/1.1\r\nX: ")
-        slow += some(_EACH, HEAD + b"Content-Length: 16000000\r\n\r\n")
-        for raw in (*some(_EACH, HEALTH), *some(_EACH, HEAD + b"Content-Length: 500\r\n\r\n{")):
-            raw.shutdown(socket.SHUT_WR)
-        some(_EACH, _DESCRIPTION * 100, admin)  # and never reads
-        with _until_left(_drip(slow), *(_over(client, work) for work in (_reset, _huge, _chunked, _ahead))):
+        works: list[_Work] = []
+        for kind, number in kinds.items():
+            match kind:
+                case "idle":
+                    some(number)
+                case "loris":  # in its head, and in its body
+                    slow = some(number // 2, b"GET /healthz HTTP/1.1\r\nX: ")
+                    slow += some(number // 2, HEAD + b"Content-Length: 16000000\r\n\r\n")
+                    works.append(_drip(slow))
+                case "half-closed":  # after a request, and in the middle of one
+                    found = some(number // 2, HEALTH)
+                    found += some(number // 2, HEAD + b"Content-Length: 500\r\n\r\n{")
+                    for raw in found:
+                        raw.shutdown(socket.SHUT_WR)
+                case "deaf":  # asks for much, and never reads
+                    some(number, _DESCRIPTION * 100, admin)
+                case "reset" | "huge" | "chunked" | "ahead":
+                    works += [_over(client, _ENDLESS[kind])] * number
+                case _:
+                    raise ValueError(kind)
+        with _until_left(*works):
             yield
-
-
-_Work = Callable[[threading.Event], None]
 
 
 @contextmanager
 def _until_left(*works: _Work) -> Iterator[None]:
     left = threading.Event()
-    # The crowd's threads must not keep those of the test from running: that would say nothing of the daemon.
-    interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(0.0002)
 
     def again_and_again(work: _Work) -> None:
         while not left.is_set():
@@ -99,7 +143,6 @@ def _until_left(*works: _Work) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.setswitchinterval(interval_s)
         left.set()
         for thread in running:
             thread.join(_JOIN_S)
@@ -145,3 +188,20 @@ def _chunked(raw: socket.socket, left: threading.Event) -> None:
 def _ahead(raw: socket.socket, left: threading.Event) -> None:
     while not left.is_set():
         raw.sendall(HEALTH * 1000)
+
+
+_ENDLESS: Final = {"reset": _reset, "huge": _huge, "chunked": _chunked, "ahead": _ahead}
+
+
+def main() -> None:
+    """Misbehave until the standard input ends."""
+    client, admin, *kinds = sys.argv[1:]
+    numbers = {kind: int(number) for kind, number in (each.split("=") for each in kinds)}
+    with many_files(), _misbehaving(Path(client), Path(admin), numbers):
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -100,6 +100,29 @@ def test_connections_beyond_the_limit_are_answered_503(folder: Path) -> None:
         assert api.call("GET", "/healthz", socket="client").status == 200
         for raw in inside:
             raw.close()
+
+
+def test_who_connects_does_not_keep_back_who_is_connected(folder: Path) -> None:
+    """While hundreds knock at once, each request of one who is connected has to wait for a few of them only."""
+    knocking, requests = 600, 10
+
+    async def ask_in_a_throng(path: Path, raw: socket.socket, opened: ExitStack) -> int:
+        for _ in range(knocking):
+            opened.enter_context(connect(path))
+        for _ in range(requests):
+            raw.sendall(HEALTH)
+            # Each sleep is one turn of the server's loop.
+            while not select.select([raw], [], [], 0)[0]:  # noqa: ASYNC110 - turns are counted, not time
+                await asyncio.sleep(0)
+            assert raw.recv(65536).endswith(OK)
+        return api.servers["client"].connections
+
+    with serving(folder) as api, ExitStack() as opened:
+        raw = opened.enter_context(connect(api.paths["client"]))
+        ask(raw)
+        let_in = api.run(ask_in_a_throng(api.paths["client"], raw, opened)) - 1
+        assert let_in <= 20 * requests
+        until(api, "client", lambda count: count == knocking + 1)
 
 
 def test_the_longest_idle_connection_makes_room(folder: Path) -> None:

@@ -189,3 +189,39 @@ def test_closing_removes_only_its_own_file(folder: Path) -> None:
         first.close()
         assert path.exists()
     assert not path.exists()
+
+
+def test_who_left_before_it_was_accepted_is_dropped(folder: Path) -> None:
+    """Among clients that left at once, those that wait are accepted in order; who ended only its sending side waits."""
+    path = folder / "s.sock"
+
+    def come(*, stay: bool) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+        client.sendall(b"stays" if stay else b"left")
+        if not stay:
+            client.close()
+        return client
+
+    with bind(path, 0o600, None) as listening:
+        for _ in range(10):
+            come(stay=False)
+        first, second = come(stay=True), come(stay=True)
+        first.shutdown(socket.SHUT_WR)
+        for _ in range(100):
+            come(stay=False)
+        third = come(stay=True)
+        for expected in (first, second):
+            accepted, _ = listening.accept()
+            with accepted, expected:
+                assert accepted.recv(100) == b"stays"
+                accepted.sendall(b"answer")
+                assert expected.recv(100) == b"answer"
+        # A turn of the loop has other things to do as well.
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+        accepted, _ = listening.accept()
+        with accepted, third:
+            assert accepted.recv(100) == b"stays"
+        with pytest.raises(BlockingIOError):
+            listening.accept()
