@@ -45,7 +45,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     """One state of one message that Smartswitch has to be told; times are wall milliseconds.
 
     ``request_id`` is the id sent upstream, the same over every retry. ``next_attempt_at_ms`` is None unless
-    the receipt waits out a refusal of its own.
+    the receipt waits out a refusal of its own, or an admin replays it (then it is the time of that).
     """
 
     request_id: int
@@ -208,6 +208,8 @@ class DueClaim(msgspec.Struct, frozen=True):
 
     claimed: Claimed | None
     next_due_at_ms: int | None
+    company: tuple[Claimed, ...] = ()
+    """Others that may go with it in one request: an admin replays them all, and nothing is held against any."""
 
 
 class Settled(msgspec.Struct, frozen=True):

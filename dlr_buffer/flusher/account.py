@@ -6,7 +6,8 @@ starts a task for each exchange, at most ``concurrency`` of them:
 - *fresh*: the oldest receipts that nothing is held against, as a batch;
 - *suspects*: groups of a bisection, to find the bad receipt in a refused batch;
 - *asides*: receipts that alone drew outages, one by one;
-- *due*: receipts that were refused and waited out their own backoff, one by one;
+- *due*: receipts that were refused and waited out their own backoff, one by one, and those that an admin
+  replays, as a batch;
 - *left behind*: receipts like the asides, of which there are more than are remembered, one by one.
 
 Fresh batches get at least every second turn. When an exchange ends, a `Judge`
@@ -359,9 +360,9 @@ class AccountFlusher:
         if (until_ms := judge.refusals_wait_until_ms) is not None:
             times.append(now + max(0, until_ms - self._clock.monotonic_ms()))
         else:
-            due = await self._claim_due(now)
+            due = await self._claim_due(now, limit)
             if due.claimed is not None:
-                return Work((due.claimed,)), None
+                return Work((due.claimed, *due.company)), None
             times.append(due.next_due_at_ms)
         if self._round_is_due() and (work := await self._left_behind()) is not None:
             return work, None
@@ -421,7 +422,7 @@ class AccountFlusher:
             self._judge.acquitted += (*halving.left, *halving.right)
             await self._release_acquitted()
             return await self._pick_probe(now)
-        due = await self._claim_due(now)
+        due = await self._claim_due(now, 1)
         if due.claimed is not None:
             return Work((due.claimed,), probe=True), None
         self._probe_behind = not self._probe_behind and (self._judge.left_behind or self._behind > 0)
@@ -432,12 +433,17 @@ class AccountFlusher:
                 return work, None
         return None, due.next_due_at_ms
 
-    async def _claim_due(self, now: int) -> DueClaim:
+    async def _claim_due(self, now: int, limit: int) -> DueClaim:
         return await self._outbox.claim_due(
             self.settings.name,
             now_ms=now,
             horizon_ms=self.settings.health.retry_max_ms,
-            excluding=self._judge.asides,
+            excluding=self._judge,
+            limit=1 if self._judge.holds_back else limit,
+            # Replays wait for no others.
+            cut=partial(
+                cut_batch, limit=limit, budget_bytes=self.settings.budget_bytes, linger_ms=0, now_ms=now
+            ),
         )
 
     async def _release_acquitted(self) -> None:
@@ -483,7 +489,7 @@ class AccountFlusher:
             self._judge.nudge()
         if not conclusion.refused and not conclusion.returned:
             self._make_way()
-        await self._settle(conclusion)
+        await self._settle(conclusion, unwaited=_left_behind_while_due(work, conclusion))
 
     def _make_way(self) -> None:
         """Let another request start while this one's acknowledgements are written, if the database keeps up."""
@@ -507,7 +513,14 @@ class AccountFlusher:
             except Exception as error:  # noqa: BLE001 - a connection that is given up must not end the loop
                 self._say_fault(error)
 
-    async def _settle(self, conclusion: Conclusion, *, sent: bool = True, once: bool = False) -> None:
+    async def _settle(
+        self,
+        conclusion: Conclusion,
+        *,
+        unwaited: Sequence[int] = (),
+        sent: bool = True,
+        once: bool = False,
+    ) -> None:
         """Write a conclusion; if the database has a moment of weakness, keep trying.
 
         The answer is known only here, and its receipts stay in flight meanwhile: nothing is sent again for it.
@@ -522,6 +535,7 @@ class AccountFlusher:
                     apart=conclusion.behind.union(
                         each for each in conclusion.returned if each in self._judge
                     ),
+                    unwaited=unwaited,
                     sent=sent,
                     policy=self.settings.policy,
                     now_ms=self._clock.now_ms(),
@@ -559,6 +573,15 @@ class AccountFlusher:
         self._say(
             f"fault {kind}", f"an exchange failed in an unforeseen way: {kind}\n{where}", level=logging.ERROR
         )
+
+
+def _left_behind_while_due(work: Work, conclusion: Conclusion) -> list[int]:
+    """Those that nobody remembers, and that would be due again at once: without end, and before all others."""
+    return [
+        each.receipt.request_id
+        for each in work.claimed
+        if each.receipt.request_id in conclusion.behind and each.receipt.next_attempt_at_ms is not None
+    ]
 
 
 async def first_of(*awaitables: Awaitable[object]) -> None:

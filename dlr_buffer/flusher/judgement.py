@@ -150,9 +150,14 @@ class Judge:
             self.asides.remove([request_id])
 
     def forget(self, request_ids: Sequence[int]) -> None:
-        """An admin replays these, which are not in flight: those that are kept apart may go as fresh ones."""
+        """An admin replays these, which are not in flight: those that are kept apart may go as fresh ones.
+
+        Whoever replays has mended something: what was refused lately need not wait for others to go through.
+        """
         for request_id in request_ids:
             self._convicted.pop(request_id, None)
+        if request_ids:
+            self._blamed.clear()
         self.acquitted += self.asides.release(request_ids)
 
     def put_back(self, work: Work) -> None:

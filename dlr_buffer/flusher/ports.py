@@ -39,11 +39,19 @@ class Outbox(Protocol):
         """
         ...
 
-    async def claim_due(
-        self, account: str, *, now_ms: int, horizon_ms: int, excluding: Container[int]
+    async def claim_due(  # noqa: PLR0913 - one claim, all by name
+        self,
+        account: str,
+        *,
+        now_ms: int,
+        horizon_ms: int,
+        excluding: Container[int],
+        limit: int,
+        cut: Callable[[Sequence[Receipt]], Cut],
     ) -> DueClaim:
-        """Claim one receipt, but ``excluding``, that waited out a refusal.
+        """Claim the receipt, but ``excluding``, that waited out a refusal or is replayed, the one due longest.
 
+        One that is replayed brings the replays that are due next, as many of ``limit`` as ``cut`` takes of all.
         One more than ``horizon_ms`` ahead counts as due: the clock was set back.
         """
         ...
@@ -71,6 +79,7 @@ class Outbox(Protocol):
         refused: Sequence[Refused] = (),
         returned: Sequence[int] = (),
         apart: Container[int] = (),
+        unwaited: Sequence[int] = (),
         sent: bool = True,
         policy: RefusalPolicy,
         now_ms: int,
@@ -78,7 +87,8 @@ class Outbox(Protocol):
         """Write what came of a request in one transaction and end its claims.
 
         ``returned`` are not to blame and wait again; ``sent`` False says that they were not on the wire. Those
-        of them that are ``apart`` are claimed by name only, until they are returned once more without it.
+        of them that are ``apart`` are claimed by name only, until they are returned once more without it. Those
+        ``unwaited`` lose the time that they wait for: from then on they count as fresh, as `claim_behind` does.
         """
         ...
 

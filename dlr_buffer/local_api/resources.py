@@ -59,7 +59,10 @@ class ReceiptResource(msgspec.Struct, frozen=True, gc=False):
     attempts: Annotated[int, Meta(description="how often it was on the wire")]
     refusals: Annotated[int, Meta(description="how often the blame was its own; only these kill")]
     created_at: Time
-    next_attempt_at: Annotated[Time | None, Meta(description="set while it waits out a refusal of its own")]
+    next_attempt_at: Annotated[
+        Time | None,
+        Meta(description="set while it waits out a refusal of its own, or is replayed by an admin"),
+    ]
     acknowledged_at: Time | None
     response_id: Annotated[str | None, Meta(description="Smartswitch's own id of its answer")]
     error: Annotated[ReceiptError | None, Meta(description="why it was last refused, in Smartswitch's words")]

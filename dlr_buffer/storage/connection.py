@@ -25,6 +25,8 @@ READER_CACHE_KIB: Final = 4_096
 SYNCHRONOUS_FULL: Final = 2
 _STATEMENTS_KEPT: Final = 256
 """More than the daemon has: none that comes often is prepared again."""
+_WAL_RESET_MENDED: Final = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
+"""Where SQLite's authors mended it in older branches as well."""
 _FULL_BELOW_BYTES: Final = 1024 * 1024
 
 _FATAL = frozenset(
@@ -41,12 +43,13 @@ _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 
 def wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
-    """Whether this SQLite has the WAL-reset bug (mended in 3.51.3).
+    """Whether this SQLite has the WAL-reset bug (mended in 3.51.3, and in the branches of 3.44 and 3.50).
 
     It takes several connections that checkpoint. Here one connection writes and alone checkpoints, so it
     cannot strike; the daemon still warns.
     """
-    return version < (3, 51, 3)
+    mended_in_branch = _WAL_RESET_MENDED.get(version[:2])
+    return version < (3, 51, 3) and (mended_in_branch is None or version < mended_in_branch)
 
 
 def make_engine(path: Path, *, cache_kib: int, read_only: bool) -> Engine:

@@ -168,6 +168,16 @@ _REFUSED = Prepared(
 )
 
 
+_UNWAIT = Prepared(
+    update(schema.receipts)
+    .where(
+        schema.receipts.c.request_id == bindparam("b_request_id"),
+        schema.receipts.c.status == schema.PENDING,
+    )
+    .values(next_attempt_at=None)
+)
+
+
 class _PendingRow(NamedTuple):
     """What `_CLAIMABLE` selects."""
 
@@ -212,6 +222,8 @@ class Settlement(msgspec.Struct, frozen=True):
     """Not to blame, or never sent: they wait again, unless a newer one overtook them."""
     apart: Container[int]
     """Those of the returned ones that the flusher keeps apart: they are not offered as fresh ones."""
+    unwaited: Sequence[int]
+    """Those of the returned ones that wait for no time of their own any more."""
     sent: bool
     """Whether the returned ones were on the wire."""
     policy: RefusalPolicy
@@ -230,6 +242,8 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
     overtaken = [each for each in settlement.returned if tx.overtaken(each)]
     tx.mark_superseded([(each, account_id, schema.PENDING) for each in overtaken], now)
     gone = set(overtaken)
+    if unwaited := [each for each in settlement.unwaited if each not in gone]:
+        _UNWAIT.run_many(tx.connection, [{"b_request_id": each} for each in unwaited])
     kept = [each for each in settlement.returned if each not in gone]
 
     def after() -> None:
@@ -457,34 +471,53 @@ class Claimer:
         now: int,
         horizon_ms: int,
         excluding: Container[int],
+        limit: int,
+        cut: Callable[[Sequence[Receipt]], Cut],
     ) -> tuple[DueClaim, list[int]]:
-        """Claim one receipt whose own backoff is over.
+        """Claim the receipt whose own backoff is over for longest.
 
-        One further than ``horizon_ms`` ahead counts as due too.
-
-        (After a leap of the clock backward a deadline could lie days ahead.)
+        If that is a replay, the replays that are due next are claimed with it, as many as ``cut`` takes. One
+        further than ``horizon_ms`` ahead counts as due too. (After a leap of the clock backward a deadline could
+        lie days ahead.)
         """
-        claims = self._claims
         stale: list[int] = []
         for statement, bounds in ((DUE, {"until": now}), (FAR, {"horizon": now + horizon_ms})):
             offset = 0
+            ask = _LOOK_AHEAD + limit - 1
             while True:
                 rows = _pending(
                     connection,
                     statement,
-                    {"account_id": account_id, "limit": _LOOK_AHEAD, "offset": offset, **bounds},
+                    {"account_id": account_id, "limit": ask, "offset": offset, **bounds},
                 )
+                going: list[_PendingRow] = []
                 for row in rows:
                     if not self._claimable(row, excluding, stale):
                         continue
-                    claims.take(row.request_id, row.message)
-                    return DueClaim(_claimed(account, row, claims), None), stale
-                if len(rows) < _LOOK_AHEAD:
+                    if going and row.refusals:
+                        break
+                    going.append(row)
+                    if row.refusals or len(going) == limit:
+                        break
+                if going:
+                    return self._take_due(account, going, cut), stale
+                if len(rows) < ask:
                     break
                 # All of these are in flight or kept apart; there are never many of them.
-                offset += _LOOK_AHEAD
+                offset += ask
         next_due = NEXT_DUE.rows(connection, {"account_id": account_id, "until": now})
         return DueClaim(None, next_due[0][0] if next_due else None), stale
+
+    def _take_due(
+        self, account: str, going: Sequence[_PendingRow], cut: Callable[[Sequence[Receipt]], Cut]
+    ) -> DueClaim:
+        """Put these in flight, the first at least, the others as far as ``cut`` lets them."""
+        found = [_claimed(account, row, self._claims) for row in going]
+        take = cut([each.receipt for each in found]).take if len(found) > 1 else 1
+        for row in going[:take]:
+            self._claims.take(row.request_id, row.message)
+        first, *others = found[:take]
+        return DueClaim(first, None, tuple(others))
 
     def these(
         self,

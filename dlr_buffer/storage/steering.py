@@ -32,6 +32,7 @@ _RECEIPTS = (
         schema.receipts.c.account_id,
         schema.receipts.c.state,
         schema.receipts.c.status,
+        schema.receipts.c.next_attempt_at,
         schema.receipts.c.previous_id,
         schema.messages.c.receipt_id,
         schema.messages.c.state.label("message_state"),
@@ -57,7 +58,8 @@ _CHANGE = (
     )
 )
 _RESTART = _CHANGE.values(counted_since=bindparam("b_now"))
-_RETRY = _RESTART.values(refusals=0)
+# Replays are due at once like retries, not fresh: older than all that came since, they would go before it.
+_RETRY = _RESTART.values(refusals=0, next_attempt_at=bindparam("b_next_attempt_at"))
 _DELETE_RECEIPT = delete(schema.receipts).where(schema.receipts.c.request_id == bindparam("b_request_id"))
 _DELETE_HISTORY = delete(schema.history).where(among(schema.history.c.request_id, "request_ids"))
 _DELETE_MESSAGE = delete(schema.messages).where(schema.messages.c.id == bindparam("b_id"))
@@ -165,6 +167,7 @@ def _move(  # noqa: PLR0913 - one private step of three actions
             continue
         status = schema.SUPERSEDED if _overtaken(row) else target
         settled = status not in (schema.PENDING, schema.HELD)
+        fresh = row.status == schema.PENDING and row.next_attempt_at is None
         changes.append(
             {
                 "b_request_id": row.request_id,
@@ -172,6 +175,7 @@ def _move(  # noqa: PLR0913 - one private step of three actions
                 "b_status": status,
                 "b_settled_at": now if settled else None,
                 "b_now": now,
+                "b_next_attempt_at": None if settled or fresh else now,
             }
         )
         tx.move_receipts(row.account_id, row.status, status)

@@ -226,7 +226,7 @@ class SqliteStore:
             ensure_schema(path, lock.last)
             if wal_reset_bug():
                 _log.warning(
-                    "SQLite %s has the WAL-reset bug (mended in 3.51.3); it can't strike here, where one"
+                    "SQLite %s has the WAL-reset bug (mended in 3.51.3, 3.50.7 and 3.44.6); it can't strike here, where one"
                     " connection writes and alone checkpoints: let no other program write to %s",
                     sqlite3.sqlite_version,
                     path,
@@ -579,10 +579,17 @@ class SqliteStore:
             ),
         )
 
-    async def claim_due(
-        self, account: str, *, now_ms: int, horizon_ms: int, excluding: Container[int] = ()
+    async def claim_due(  # noqa: PLR0913 - one claim, all by name
+        self,
+        account: str,
+        *,
+        now_ms: int,
+        horizon_ms: int,
+        excluding: Container[int] = (),
+        limit: int = 1,
+        cut: Callable[[Sequence[Receipt]], Cut] = lambda due: Cut(len(due)),
     ) -> DueClaim:
-        """Put one receipt in flight that waited out a refusal."""
+        """Put a receipt in flight that waited out a refusal, or some that an admin replays."""
         account_id = self._account_id(account)
         return await self._claim(
             account_id,
@@ -593,6 +600,8 @@ class SqliteStore:
                 now=now_ms,
                 horizon_ms=horizon_ms,
                 excluding=excluding,
+                limit=limit,
+                cut=cut,
             ),
         )
 
@@ -673,17 +682,19 @@ class SqliteStore:
         refused: Sequence[Refused] = (),
         returned: Sequence[int] = (),
         apart: Container[int] = (),
+        unwaited: Sequence[int] = (),
         sent: bool = True,
         policy: RefusalPolicy,
         now_ms: int,
     ) -> Settled:
         """Write what came of a request and end its claims.
 
-        ``returned`` alone, unless overtaken, writes nothing. Those ``apart`` are not offered as fresh ones.
+        ``returned`` alone, unless overtaken or ``unwaited``, writes nothing. Those ``apart`` are not offered as
+        fresh ones.
         """
         account_id = self._account_id(account)
         claims = self._writer.claims
-        if not acknowledged and not refused:
+        if not acknowledged and not refused and not unwaited:
 
             def release(_connection: Connection) -> bool:
                 # Asked here, on the writer's thread: a report may have overtaken one a moment ago.
@@ -696,7 +707,7 @@ class SqliteStore:
             if await self._writer.submit(Lane.CLAIM, read=release):
                 return Settled(0, 0, 0, 0)
         settlement = Settlement(
-            account, account_id, acknowledged, refused, returned, apart, sent, policy, now_ms
+            account, account_id, acknowledged, refused, returned, apart, unwaited, sent, policy, now_ms
         )
         settled: Settled = await self._writer.submit(
             Lane.SETTLE,
@@ -1021,7 +1032,8 @@ def _claimed_ids(claim: Claim | DueClaim) -> list[int]:
         case Claim():
             return [each.receipt.request_id for each in claim.claimed]
         case DueClaim():
-            return [] if claim.claimed is None else [claim.claimed.receipt.request_id]
+            first = () if claim.claimed is None else (claim.claimed,)
+            return [each.receipt.request_id for each in (*first, *claim.company)]
         case _:
             assert_never(claim)
 

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
+import dlr_buffer.flusher.suspicion
 from dlr_buffer.flusher.flusher import AccountPlan, Flusher
 from dlr_buffer.flusher.ports import Upstream
 from dlr_buffer.messages import MessageState
 from dlr_buffer.metrics import Metrics
-from dlr_buffer.receipts import Receipt, ReceiptStatus
+from dlr_buffer.receipts import Receipt, ReceiptAction, ReceiptStatus, RefusalPolicy
 from dlr_buffer.smartswitch.answers import Answer
 from tests.clocks import FakeClock
 from tests.integration.flusher.bench import (
     HOUR,
+    MINUTE,
     SECOND,
     flush_settings,
     flushing,
@@ -33,26 +35,128 @@ from tests.loops import on_loop
 ACKNOWLEDGED = ReceiptStatus.ACKNOWLEDGED
 
 
-@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize(("concurrency", "retries"), [(1, 50), (4, 400)])
 @on_loop
-async def test_fresh_ones_keep_half_of_the_sends_while_retries_drain(path: Path, concurrency: int) -> None:
-    """With fifty due retries and a flood of new receipts, requests alternate: neither kind waits for the other."""
+async def test_fresh_ones_keep_half_of_the_sends_while_retries_drain(
+    path: Path, concurrency: int, retries: int
+) -> None:
+    """With a backlog of due retries and a flood of new receipts, requests alternate: neither waits for the other."""
     settings = flush_settings(concurrency=concurrency, max_receipts=10)
     async with flushing(path, settings, start=False) as bench:
-        retries = 50
         ids = await bench.fill(retries, "odd")
-        assert await bench.queue.claim() == ids
+        assert await bench.queue.claim(retries) == ids
         await bench.queue.settle(refused=ids, policy=settings.policy)
         bench.clock.advance(HOUR)
-        await bench.report(*(f"fresh{number}" for number in range(20 * retries)))
+        await bench.report(*(f"fresh{number}" for number in range(11 * retries)))
         bench.flusher.start()
         await bench.drained(within_ms=SECOND)
         kinds = [names[0].startswith("odd") for names in bench.upstream.names]
         assert sum(kinds) == retries, "each retry goes alone"
-        for end in range(2 * concurrency, 2 * retries):
-            sent = sum(kinds[:end])
-            assert sent <= end / 2 + concurrency, f"fresh ones had less than half of the first {end}"
-            assert sent >= end / 2 - concurrency, f"retries starved within the first {end}"
+        assert_shared(kinds[: 2 * retries], concurrency)
+
+
+def assert_shared(old: Sequence[bool], concurrency: int) -> None:
+    """From the first request on each kind had half of the requests, give or take what is under way at once."""
+    sent = 0
+    for end, is_old in enumerate(old, start=1):
+        sent += is_old
+        assert sent <= end / 2 + concurrency, f"fresh ones had less than half of the first {end}"
+        assert sent >= end / 2 - concurrency, f"retries starved within the first {end}"
+
+
+@pytest.mark.parametrize(("concurrency", "state"), [(1, "dead"), (4, "backing off")])
+@on_loop
+async def test_fresh_ones_keep_half_of_the_sends_while_replays_drain(
+    path: Path, concurrency: int, state: str
+) -> None:
+    """With thousands that an admin replays, all older than a flood of new ones, requests alternate as well.
+
+    Nothing is held against replays, so they go in full batches, and so does what comes after a restart.
+    """
+    settings = flush_settings(concurrency=concurrency, max_receipts=10)
+    async with flushing(path, settings, start=False) as bench:
+        replays = 2_000
+        ids = await bench.fill(replays, "odd")
+        assert await bench.queue.claim(replays) == ids
+        policy = settings.policy if state == "backing off" else RefusalPolicy(1, HOUR, lambda _: SECOND)
+        await bench.queue.settle(refused=ids, policy=policy)
+        await bench.report(*(f"fresh{number}" for number in range(replays)))
+        assert await bench.queue.act(ReceiptAction.RETRY, *ids) == (replays, 0, 0)
+        assert (await bench.queue.receipt(ids[-1])).refusals == 0
+        bench.flusher.start()
+        await bench.drained(within_ms=SECOND)
+        assert bench.upstream.sizes == [10] * (2 * replays // 10)
+        kinds = [names[0].startswith("odd") for names in bench.upstream.names]
+        assert_shared(kinds, concurrency)
+        sent = [each for names in bench.upstream.names for each in names if each.startswith("odd")]
+        assert sent == [f"odd{number}" for number in range(replays)], "the oldest first, each once"
+
+
+@on_loop
+async def test_a_bad_one_among_replays_is_found(path: Path) -> None:
+    """A batch of replays that is refused is bisected like any other: the good ones go, the bad one dies again."""
+    settings = flush_settings(max_receipts=10)
+    async with flushing(path, settings, start=False) as bench:
+        ids = await bench.fill(100, "odd")
+        assert await bench.queue.claim() == ids
+        await bench.queue.settle(refused=ids, policy=RefusalPolicy(1, HOUR, lambda _: SECOND))
+        await bench.queue.act(ReceiptAction.RETRY, *ids)
+        bench.upstream.answer = lambda receipts: (
+            refused() if any(each.message_id == "odd42" for each in receipts) else ok(receipts)
+        )
+        bench.flusher.start()
+        await bench.until(lambda: bench.counted(ACKNOWLEDGED) == 99, within_ms=SECOND)
+        for turn in range(60):
+            await bench.report(f"good{turn}")
+            await bench.pass_time(10 * MINUTE)
+        assert await bench.queue.status(ids[42]) is ReceiptStatus.DEAD
+        assert not bench.pending()
+
+
+@on_loop
+async def test_replays_that_draw_outages_are_not_sent_over_and_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where more replays draw outages than can be kept apart, the others go, and these wait as others do."""
+    monkeypatch.setattr(dlr_buffer.flusher.suspicion, "MAX_ASIDES", 5)
+    async with flushing(path, flush_settings(max_receipts=10), start=False) as bench:
+        ids = await bench.fill(60, "odd")
+        assert await bench.queue.claim() == ids
+        await bench.queue.settle(refused=ids, policy=RefusalPolicy(1, HOUR, lambda _: SECOND))
+        await bench.queue.act(ReceiptAction.RETRY, *ids)
+        bad = {f"odd{number}" for number in range(0, 60, 3)}
+        bench.upstream.answer = lambda receipts: (
+            outage() if any(each.message_id in bad for each in receipts) else ok(receipts)
+        )
+        bench.flusher.start()
+        # New ones keep coming and going through, so that what draws outages is known for what it is.
+        for turn in range(600):
+            await bench.report(f"good{turn}")
+            before = len(bench.upstream.requests)
+            await bench.pass_time(MINUTE)
+            assert len(bench.upstream.requests) - before < 400
+            if not bench.pending():
+                break
+        assert bench.counted(ACKNOWLEDGED) == 40 + turn + 1
+        assert bench.counted(ReceiptStatus.DEAD) == len(bad)
+
+
+@on_loop
+async def test_a_retry_does_not_wait_for_what_others_drew(path: Path) -> None:
+    """After twenty refusals in a row the refused wait; what an admin replays goes at once all the same."""
+    async with flushing(path, flush_settings(max_refusals=1)) as bench:
+        await bench.report("first")
+        await bench.drained(within_ms=SECOND)
+        bench.upstream.answer = lambda _receipts: refused()
+        ids = await bench.fill(30, "odd")
+        await bench.pass_time(MINUTE)
+        dead = [each for each in ids if await bench.queue.status(each) is ReceiptStatus.DEAD]
+        bench.upstream.answer = ok
+        await bench.queue.act(ReceiptAction.RETRY, *ids)
+        bench.flusher.forget(ids)
+        bench.flusher.resume()
+        await bench.drained(within_ms=SECOND)
+        assert bench.counted(ACKNOWLEDGED) == 31, dead
 
 
 @dataclass(slots=True)

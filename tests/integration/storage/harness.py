@@ -126,6 +126,14 @@ class Queue:
             account or self.account, now_ms=self.clock.now_ms(), horizon_ms=horizon_ms
         )
 
+    async def claim_replays(self, limit: int = 1000, account: str | None = None) -> list[int]:
+        """Put those in flight that an admin replays; returns their ids."""
+        claim: DueClaim = await self.store.claim_due(
+            account or self.account, now_ms=self.clock.now_ms(), horizon_ms=600_000, limit=limit
+        )
+        found = (*(() if claim.claimed is None else (claim.claimed,)), *claim.company)
+        return [each.receipt.request_id for each in found]
+
     async def settle(
         self,
         *,

@@ -340,9 +340,35 @@ def test_sqlites_errors_are_translated(
     assert "queue.db" in str(translated)
 
 
-def test_the_wal_reset_bug_is_known_by_version() -> None:
-    """SQLite before 3.51.3 has the bug, that one and later have not."""
-    assert wal_reset_bug((3, 40, 1))
-    assert wal_reset_bug((3, 51, 2))
-    assert not wal_reset_bug((3, 51, 3))
-    assert not wal_reset_bug((3, 52, 0))
+@pytest.mark.parametrize(
+    ("version", "has_it"),
+    [
+        ((3, 40, 1), True),
+        ((3, 44, 5), True),
+        ((3, 44, 6), False),
+        ((3, 45, 0), True),
+        ((3, 49, 9), True),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 52, 0), False),
+    ],
+)
+def test_the_wal_reset_bug_is_known_by_version(version: tuple[int, int, int], *, has_it: bool) -> None:
+    """SQLite before 3.51.3 has the bug, but for the two older branches that were mended as well."""
+    assert wal_reset_bug(version) is has_it
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+@on_loop
+async def test_a_start_on_sqlite_with_the_bug_warns(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has_it: object
+) -> None:
+    """Opening a queue warns once, naming the version in use, where SQLite has the bug, and only there."""
+    monkeypatch.setattr("dlr_buffer.storage.store.wal_reset_bug", lambda: has_it)
+    async with opened(path):
+        pass
+    said = [each for each in caplog.messages if "WAL-reset bug" in each]
+    assert len(said) == (1 if has_it else 0)
+    assert all(f"SQLite {sqlite3.sqlite_version} has" in each and str(path) in each for each in said)

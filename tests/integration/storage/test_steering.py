@@ -79,11 +79,13 @@ async def test_each_action_on_each_status(path: Path, action: ReceiptAction) -> 
             else:
                 assert view is not None
                 assert view.receipt.status is (HELD if action is HOLD else PENDING)
-                assert view.receipt.next_attempt_at_ms is None
+                replayed = action is RETRY and name != "pending"
+                assert view.receipt.next_attempt_at_ms == (queue.clock.now_ms() if replayed else None)
                 assert "by an admin" in view.history[-1].detail
                 assert (await queue.message(name)).state is DELIVERED
         if action in (RETRY, RELEASE):
-            assert sorted(await queue.claim()) == sorted({ids[name] for name in taken} | {ids["pending"]})
+            due = [*await queue.claim(), *await queue.claim_replays()]
+            assert sorted(due) == sorted({ids[name] for name in taken} | {ids["pending"]})
 
 
 @on_loop
@@ -95,11 +97,31 @@ async def test_retry_sends_the_same_id_with_refusals_zeroed(path: Path) -> None:
         assert await queue.act(RETRY, one) == (1, 0, 0)
         receipt = await queue.receipt(one)
         assert (receipt.status, receipt.refusals, receipt.attempts) == (PENDING, 0, 1)
-        assert await queue.claim() == [one]
+        fresh = await queue.report_one("fresh", DELIVERED)
+        assert await queue.claim() == [fresh], "it does not go before what came since"
+        assert await queue.claim_replays() == [one]
         await queue.settle(refused=[one])
         assert await queue.status(one) is PENDING, "one refusal of three, and the lifetime restarted"
         await queue.act(RETRY, one)
-        assert await queue.claim() == [one], "due now, not after its backoff"
+        assert await queue.claim_replays() == [one], "due now, not after its backoff"
+
+
+@on_loop
+async def test_replays_go_together_and_refused_ones_alone(path: Path) -> None:
+    """Due ones go in the order of their times: replays as many as fit, one that was refused by itself."""
+    async with opened(path) as queue:
+        refused = await queue.report_one("refused", DELIVERED)
+        assert await queue.claim() == [refused]
+        await queue.settle(refused=[refused])
+        dead = [await queue.kill(f"dead{number}") for number in range(5)]
+        await queue.act(RETRY, *dead[:3])
+        queue.clock.advance(1000)
+        await queue.act(RETRY, *dead[3:])
+        assert await queue.claim_replays(limit=2) == dead[:2]
+        assert await queue.claim_replays() == [dead[2]]
+        assert await queue.claim_replays() == [refused]
+        assert await queue.claim_replays() == dead[3:]
+        assert await queue.claim_replays() == []
 
 
 @on_loop

@@ -251,7 +251,12 @@ class ClaimDue:
     async def ask(self, ground: Ground) -> object:
         """As the flusher does."""
         return await ground.store.claim_due(
-            self.account, now_ms=ground.now, horizon_ms=self.horizon_ms, excluding=self.excluding
+            self.account,
+            now_ms=ground.now,
+            horizon_ms=self.horizon_ms,
+            excluding=self.excluding,
+            limit=1,
+            cut=lambda due: Cut(len(due)),
         )
 
     def judge(self, model: Model, ground: Ground, answer: object) -> None:

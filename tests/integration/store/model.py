@@ -456,6 +456,7 @@ class Model:
         return self.of(receipt.name)[-1] is not receipt
 
     def _steer(self, action: ReceiptAction, receipt: KeptReceipt, now: int) -> None:
+        fresh = receipt.status is not DEAD and receipt.next_attempt_at is None
         match action:
             case ReceiptAction.DELETE:
                 self._delete_receipt(receipt, now)
@@ -473,7 +474,8 @@ class Model:
                 self.passed.discard(receipt.request_id)
             case _:
                 assert_never(action)
-        receipt.next_attempt_at = receipt.settled_at = None
+        replayed = action is ReceiptAction.RETRY and not fresh
+        receipt.next_attempt_at, receipt.settled_at = now if replayed else None, None
         receipt.notes += (PAST[action],)
         if receipt.state not in FINAL and self._newer(receipt):
             self._supersede(receipt, now)
