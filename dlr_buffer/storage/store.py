@@ -226,8 +226,8 @@ class SqliteStore:
             ensure_schema(path, lock.last)
             if wal_reset_bug():
                 _log.warning(
-                    "SQLite %s has the WAL-reset bug (mended in 3.51.3, 3.50.7 and 3.44.6); it can't strike here, where one"
-                    " connection writes and alone checkpoints: let no other program write to %s",
+                    "SQLite %s has the WAL-reset bug (mended in 3.51.3, 3.50.7 and 3.44.6); it can't strike here, where"
+                    " one connection writes and alone checkpoints: let no other program write to %s",
                     sqlite3.sqlite_version,
                     path,
                 )

@@ -184,6 +184,57 @@ def test_four_days_of_honest_downtime_are_caught_up_with(site: Site) -> None:
     asyncio.run(downtime(site))
 
 
+async def leap_in_downtime(site: Site, leap_ms: int, *, rebooted: bool) -> None:
+    """Stop, leap, start: nothing expires, until the clock is back."""
+    clock = FakeClock()
+    async with Simulator(SimulatorSettings()) as simulator:
+        site.configure(simulator.url, batch={"linger": "0ms"})
+        before = await restarted(site, clock, simulator)
+        await register(before, "early")
+        await before.sweep()
+        await before.daemon.stop()
+
+        clock.advance(HOUR_MS)
+        clock.leap(leap_ms)
+        if rebooted:
+            clock.reboot("boot-2")
+        after = await restarted(site, clock, simulator)
+        await register(after, "meanwhile")
+        for _ in range(3):
+            await after.sweep()
+            clock.advance(MINUTE_MS)
+        seen = await status(after)
+        assert seen["expiry"]["stopped"] is True
+        assert "the wall clock" in seen["expiry"]["reason"]
+        assert any("expiry is stopped" in alarm for alarm in seen["alarms"])
+        assert after.messages["expired"] == 0
+        await after.daemon.stop()
+
+        again = await restarted(site, clock, simulator)
+        await again.sweep()
+        assert (await status(again))["expiry"]["stopped"] is True, "another start is no reason to believe it"
+        await back(again, leap_ms)
+        assert (await status(again))["expiry"]["stopped"] is False
+        assert again.messages["expired"] == 0
+        clock.advance(72 * HOUR_MS + MINUTE_MS)
+        await again.sweep()
+        assert again.messages["expired"] == 2
+        await again.daemon.stop()
+
+
+@pytest.mark.parametrize(
+    ("leap_ms", "rebooted"),
+    [(DAYS_4, False), (-DAYS_4, False), (-DAYS_4, True)],
+    ids=["forward", "backward", "backward and rebooted"],
+)
+def test_a_leap_while_the_daemon_is_stopped(site: Site, leap_ms: int, rebooted: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """A clock that leapt in a downtime is found at the start: nothing expires, the alarm stays over a restart.
+
+    (Four days forward with a reboot between look like four days of downtime, see docs/reliability.md.)
+    """
+    asyncio.run(leap_in_downtime(site, leap_ms, rebooted=rebooted))
+
+
 async def no_battery(site: Site, *, new: bool) -> None:
     """Boot into 1970, take messages, restart once, get the time, and go on."""
     clock = FakeClock()
