@@ -25,7 +25,7 @@ READER_CACHE_KIB: Final = 4_096
 SYNCHRONOUS_FULL: Final = 2
 _STATEMENTS_KEPT: Final = 256
 """More than the daemon has: none that comes often is prepared again."""
-_WAL_RESET_MENDED: Final = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
+_WAL_RESET_MENDED: Final[dict[tuple[int, ...], tuple[int, ...]]] = {(3, 44): (3, 44, 6), (3, 50): (3, 50, 7)}
 """Where SQLite's authors mended it in older branches as well."""
 _FULL_BELOW_BYTES: Final = 1024 * 1024
 

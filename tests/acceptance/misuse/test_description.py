@@ -82,8 +82,9 @@ def test_the_description_is_served(sessions: dict[str, requests.Session], socket
     assert answer.json() == described(socket)
 
 
-def ask(session: requests.Session, socket: str, path: str, method: str, mode: GenerationMode) -> None:
-    """Send cases of one kind, and check each answer against the description."""
+def ask(session: requests.Session, socket: str, path: str, method: str, mode: GenerationMode) -> set[int]:
+    """Send cases of one kind, and check each answer against the description; returns the statuses that came."""
+    seen: set[int] = set()
     schema = schemathesis.openapi.from_dict(described(socket), config=SchemathesisConfig())
     operation = schema[path][method.upper()]
     checks = list(CONFORMS)
@@ -99,15 +100,20 @@ def ask(session: requests.Session, socket: str, path: str, method: str, mode: Ge
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def each(case: Case[Any]) -> None:
-        case.validate_response(case.call(base_url=BASE_URL, session=session), checks=checks)
+        answer = case.call(base_url=BASE_URL, session=session)
+        seen.add(answer.status_code)
+        case.validate_response(answer, checks=checks)
 
     each()
+    return seen
 
 
 @pytest.mark.parametrize(("socket", "path", "method"), ASKED)
 def test_good_data(sessions: dict[str, requests.Session], socket: str, path: str, method: str) -> None:
     """What the description allows draws no 5xx, and no status, content type, header or body that it lacks."""
-    ask(sessions[socket], socket, path, method, GenerationMode.POSITIVE)
+    seen = ask(sessions[socket], socket, path, method, GenerationMode.POSITIVE)
+    print("SEEN", socket, path, method, seen)
+    assert any(200 <= status < 300 for status in seen), f"nothing succeeded, so nothing was looked at: {seen}"
 
 
 @pytest.mark.parametrize(("path", "method"), VIOLABLE)
