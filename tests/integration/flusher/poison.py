@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from dlr_buffer.flusher.suspicion import STRIKES_TO_REFUSE
 from dlr_buffer.receipts import Receipt, ReceiptError
-from dlr_buffer.smartswitch.answers import Answer
-from tests.integration.flusher.bench import Answerer, entries, ok, outage, refused
+from dlr_buffer.smartswitch.answers import Answer, TooLarge
+from tests.integration.flusher.bench import Answerer, entries, ok, outage, refused, wrong_password
 
-KINDS = ("errors", "partial", "500", "timeout", "mixed")
+KINDS = ("errors", "partial", "missing", "500", "timeout", "403", "413", "mixed")
 _MIXED = ("errors", "partial", "500", "timeout")
 BATCH = 100
 MAX_REFUSALS = 5
@@ -43,8 +43,7 @@ class Poison:
 
     def code(self, message_id: str) -> str:
         """The error code that its dead letter has to bear."""
-        way = self.way(message_id)
-        return "upstream-error" if way in ("500", "timeout") else f"{way}-{message_id}"
+        return self._error(self.way(message_id), message_id).code
 
     def answerer(self) -> Answerer:
         """Answer a request: an outage if one draws it, else an error for all if one does, else entry by entry."""
@@ -60,17 +59,34 @@ class Poison:
                 return outage("http-500")
             if "timeout" in ways:
                 return outage("timeout")
+            if "403" in ways:
+                return wrong_password(coded=False)
+            if "413" in ways:
+                return TooLarge(413)
             if "errors" in ways:
                 first = next(name for name, way in bad.items() if way == "errors")
-                return refused(self._error(first))
+                return refused(self._error("errors", first))
+            if ways == {"missing"} and len(bad) == len(receipts):
+                return outage("nothing-answered")  # an answer that names none of ours
             return entries(
-                receipts, lambda each: self._error(each.message_id) if each.message_id in bad else None
+                receipts,
+                lambda each: (
+                    self._error(bad[each.message_id], each.message_id) if each.message_id in bad else None
+                ),
             )
 
         return answer
 
-    def _error(self, message_id: str) -> ReceiptError:
-        return ReceiptError(self.code(message_id), "Bad", "Please check it")
+    @staticmethod
+    def _error(way: str, message_id: str) -> ReceiptError:
+        match way:
+            case "500" | "timeout" | "403" | "missing":  # one that is missing is so alone as well, in the end
+                code = "upstream-error"
+            case "413":
+                code = "http-413"
+            case _:
+                code = f"{way}-{message_id}"
+        return ReceiptError(code, "Bad", "Please check it")
 
     @property
     def most_requests(self) -> int:
