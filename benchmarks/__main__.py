@@ -14,7 +14,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import against_peers, draining, end_to_end, flat, light, registering, reporting, shell
+from benchmarks import (
+    against_peers,
+    crowd,
+    draining,
+    end_to_end,
+    flat,
+    light,
+    outage,
+    registering,
+    reporting,
+    shell,
+)
 from benchmarks.harness import machine
 from benchmarks.harness.tables import Table, write_page
 
@@ -26,6 +37,8 @@ PROGRAMS: dict[str, Callable[[bool], list[Table]]] = {
     "light": lambda full: light.measure(full=full),
     "shell": lambda full: shell.measure(45 if full else 15),
     "flat": lambda full: flat.measure(full=full),
+    "crowd": lambda full: crowd.measure(5 if full else 2),
+    "outage": lambda full: outage.measure(5 if full else 2),
     "peers": lambda full: against_peers.measure(full=full),
 }
 

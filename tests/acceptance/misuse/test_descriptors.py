@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import shlex
 import sys
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.acceptance.harness import Site, eventually
+from tests.acceptance.harness import Site, StandIn, eventually
 from tests.acceptance.misuse.crowd import HEAD, HEALTH, connected, many_files, register
 
 REFUSED = "dlr_buffer_client_connections_refused"
@@ -56,11 +57,17 @@ def test_too_low_a_limit_is_refused(site: Site, few_files: Callable[[int], None]
 def test_apps_that_hold_every_connection_do_not_keep_admins_out(
     site: Site, few_files: Callable[[int], None]
 ) -> None:
-    """The room for connections follows the limit on open files; when apps fill theirs, admins see it and get in."""
-    site.configure()
+    """The room for connections follows the limit on open files; when apps fill theirs, admins see it and get in.
+
+    Those beyond are told so, and what is pending goes to Smartswitch all the while.
+    """
     few_files(FILES)
-    daemon = site.start()
-    with many_files(), ExitStack() as crowd:
+    with many_files(), StandIn() as upstream, ExitStack() as crowd:
+        site.configure(upstream.url)
+        daemon = site.start()
+        site.ask("POST", "/v1/accounts/default/pause", {})
+        with site.client() as app:
+            app.report_many([(f"m{number}", "delivered") for number in range(500)])
         for _ in range(FILES):
             raw = crowd.enter_context(connected(site.client_socket))
             with contextlib.suppress(BrokenPipeError):
@@ -71,9 +78,17 @@ def test_apps_that_hold_every_connection_do_not_keep_admins_out(
         assert psutil.Process(daemon.pid).num_fds() < FILES
         alarms = site.ask("GET", "/v1/status")["alarms"]
         assert any("the client socket is full" in alarm for alarm in alarms), alarms
-    eventually(lambda: metric(site, OPEN), lambda still: still == 0)
-    with site.client() as app:
-        app.register("good")
+        head, _, body = raw.recv(65536).partition(b"\r\n\r\n")  # the last one was turned away
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: " in head.lower()
+        assert json.loads(body)["code"] == "overloaded"
+        site.ask("POST", "/v1/accounts/default/resume", {})
+        assert site.wait_until_sent()["receipts"]["acknowledged"] == 500
+        assert metric(site, OPEN) > 0, "the apps hold their connections still"
+        crowd.close()
+        eventually(lambda: metric(site, OPEN), lambda still: still == 0)
+        with site.client() as app:
+            app.register("good")
     assert site.log.read_text(encoding="utf-8").count("is full with") == 1
 
 
