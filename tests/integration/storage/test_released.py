@@ -26,11 +26,13 @@ from tests.integration.storage.databases import RELEASED, change, dump, released
 from tests.integration.storage.harness import DELIVERED, opened, rows
 from tests.loops import on_loop
 
-SLOW = '''
+NEXT = f"{int(schema.HEAD) + 1:04}"
+"""The schema of a release that is not there yet."""
+SLOW = f'''
 """Rewrites every receipt, slowly: it waits in the middle while the file WAIT names is there."""
 import os, pathlib, time
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "{NEXT}", "{schema.HEAD}", None, None
 
 def upgrade():
     op.execute("UPDATE receipts SET attempts = attempts + 100")
@@ -108,22 +110,23 @@ def next_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("next")
     package = Path(dlr_buffer.__file__).parent
     shutil.copytree(package, folder / "dlr_buffer", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "dlr_buffer/storage/migrations/versions/0002_slow.py").write_text(SLOW)
+    (folder / "dlr_buffer/storage/migrations/versions" / f"{NEXT}_slow.py").write_text(SLOW)
     module = folder / "dlr_buffer/storage/schema.py"
     text = module.read_text()
-    assert text.count('HEAD: Final = "0001"') == 1
-    module.write_text(text.replace('HEAD: Final = "0001"', 'HEAD: Final = "0002"'))
+    head = f'HEAD: Final = "{schema.HEAD}"'
+    assert text.count(head) == 1
+    module.write_text(text.replace(head, f'HEAD: Final = "{NEXT}"'))
     return folder
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder with a short name (a socket's may have 107 bytes), a released queue and its configuration."""
+@pytest.fixture(params=sorted(RELEASED.glob("*.sql")), ids=lambda sql: sql.stem)
+def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A folder with a short name (a socket's may have 107 bytes), a queue of each release and its configuration."""
     with tempfile.TemporaryDirectory(prefix="dlr") as name:
         folder = Path(name)
         (folder / "password").write_text("secret")
         (folder / "config.toml").write_text(CONFIGURATION.format(folder=folder))
-        released_database(RELEASED / "0001.sql", folder / "queue.db")
+        released_database(request.param, folder / "queue.db")
         yield folder
 
 
@@ -176,7 +179,7 @@ async def test_an_upgrade_under_load_answers_nobody_falsely(next_release: Path, 
         await asyncio.gather(*apps)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 30) == 0
-    assert rows(queue, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert rows(queue, "SELECT version_num FROM alembic_version") == [(NEXT,)]
     assert rows(queue, "SELECT count(*) FROM messages WHERE message_id LIKE 'app-%'") == [(5,)]
     assert rows(queue, "SELECT count(*) FROM messages") == [(messages + 5,)]
     assert rows(queue, "SELECT min(attempts) >= 100 FROM receipts") == [(1,)]
@@ -201,18 +204,18 @@ async def test_an_upgrade_that_is_killed_leaves_the_old_schema(next_release: Pat
         await asyncio.to_thread(register, folder, "after")
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, 30) == 0
-    assert rows(queue, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert rows(queue, "SELECT version_num FROM alembic_version") == [(NEXT,)]
     assert rows(queue, "SELECT min(attempts), max(attempts) < 200 FROM receipts") == [(100, 1)]
 
 
 def test_a_downgrade_is_refused(folder: Path) -> None:
     """A database of a later release is refused by this one with what to do, and stays as it is."""
     queue = folder / "queue.db"
-    change(queue, "UPDATE alembic_version SET version_num = '0002'")
+    change(queue, f"UPDATE alembic_version SET version_num = '{NEXT}'")
     before = dump(queue)
     with pytest.raises(
         StoreUnavailable,
-        match="has the schema 0002, which this program does not know: a newer dlr-buffer made it; run that one",
+        match=f"has the schema {NEXT}, which this program does not know: a newer dlr-buffer made it; run that one",
     ):
         ensure_schema(queue)
     assert dump(queue) == before
@@ -226,7 +229,7 @@ def test_a_migration_that_fails_says_why(next_release: Path, folder: Path) -> No
     with daemon(next_release, folder) as process:
         assert process.wait(60) == 1
     log = (folder / "log").read_text()
-    assert "could not be migrated to schema 0002" in log
+    assert f"could not be migrated to schema {NEXT}" in log
     assert "not today" in log
     assert "nothing of it was kept" in log
     assert "sqlalche.me" not in log
