@@ -49,7 +49,7 @@ class Acceptor:
         if drain:
             poller = select.poll()
             poller.register(self._sock, select.POLLIN)
-            while self._pause is None and poller.poll(0):
+            while self._pause is None and poller.poll(0):  # noqa: ASYNC110 - each turn of the loop takes some
                 await asyncio.sleep(0)
         self._stopped = True
         if self._pause is not None:
@@ -69,7 +69,7 @@ class Acceptor:
                 if error.errno not in _NO_ROOM:
                     raise
                 # As busy as before in a moment; meanwhile the loop must not be told again and again.
-                _logger.error("no connection can be taken: out of system resource (%s)", error.strerror)
+                _logger.error("no connection can be taken: out of system resource (%s)", error)  # noqa: TRY400 - as said
                 loop.remove_reader(self._sock)
                 self._pause = loop.call_later(_LOOK_AGAIN_S, self._go_on)
                 return

@@ -8,7 +8,7 @@ turn wait as bytes, and no more is read meanwhile; and connections are bounded i
 waiting (`connections`).
 
 A stop loses no request: what was accepted is answered, with ``Connection: close``; a connection that its client keeps
-for later is closed so that a request either came before and is answered, or can't be sent at all (`_Protocol.end_idle`).
+is closed so that its next request either came before and is answered, or can't be sent at all (`_Protocol.end_idle`).
 
 An app's requests differ in their bodies, but their heads are the same bytes again and again. So the heads of single
 registrations and reports are remembered once uvicorn's parser has read them, and a request that comes whole, with a
@@ -23,7 +23,7 @@ import fcntl
 import logging
 import socket
 import termios
-from collections.abc import Coroutine, Iterable, MutableMapping
+from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,14 +161,18 @@ class ApiServer:
             connection.shutdown()
         if goes_on:
             await self._wait_until_idle(min(_ONCE_MORE_S, grace_ms / 1000))
-        for connection in list(self._state.connections):
-            # One that is new was made for a request that has not come yet.
-            if isinstance(connection, _Protocol) and connection.was_used:
-                connection.end_idle()
+        # One that is new was made for a request that has not come yet.
+        self._end_idle(lambda connection: connection.was_used)
         await self._wait_until_idle(ends_s - loop.time())
+        self._end_idle(lambda _connection: True)
+        await self._end_what_is_left()
+
+    def _end_idle(self, which: Callable[[_Protocol], bool]) -> None:
         for connection in list(self._state.connections):
-            if isinstance(connection, _Protocol):
+            if isinstance(connection, _Protocol) and which(connection):
                 connection.end_idle()
+
+    async def _end_what_is_left(self) -> None:
         for connection in list(self._state.connections):
             # Its client does not read: nothing more can be said to it.
             if isinstance(connection, _Protocol) and connection.flow.write_paused:
