@@ -51,7 +51,7 @@ from dlr_buffer.local_api.connections import (
     raise_descriptor_limit,
     share_descriptors,
 )
-from dlr_buffer.local_api.ports import DaemonFacts, DatabaseFacts, ExpiryView
+from dlr_buffer.local_api.ports import ConfigurationFacts, DaemonFacts, DatabaseFacts, ExpiryView
 from dlr_buffer.local_api.server import ApiServer
 from dlr_buffer.local_api.sockets import bind
 from dlr_buffer.metrics import Metrics
@@ -115,7 +115,8 @@ class Daemon:
         self._reload_error: str | None = None
         self._watchdog: Watchdog | None = None
         self._stopping = False
-        self._reloads = False
+        self._reloads = 0
+        self._in_reload = False
         self._written = -1
         """Commands that the writer had finished when the watchdog looked last."""
         self._scheduler = AsyncIOScheduler(timezone="UTC")
@@ -239,15 +240,16 @@ class Daemon:
     @contextmanager
     def _reloading(self) -> Iterator[None]:
         """Tell systemd of a reload, from the outermost of these to its end."""
-        if self._reloads:
+        if self._in_reload:
             yield
             return
-        self._reloads = True
+        self._in_reload = True
         self._notifier.reloading()
         try:
             yield
         finally:
-            self._reloads = False
+            self._in_reload = False
+            self._reloads += 1
             self._notifier.ready()
 
     @asynccontextmanager
@@ -264,6 +266,7 @@ class Daemon:
             yield
         finally:
             extending.cancel()
+            await asyncio.gather(extending, return_exceptions=True)
 
     def _watch(self) -> None:
         if self._notifier.watchdog_s is not None:
@@ -457,6 +460,7 @@ class Daemon:
             rates=self.metrics.rates(self._clock.monotonic_ms()),
             totals=self.metrics.totals(),
             alarms=self._alarms(database.free_bytes),
+            configuration=ConfigurationFacts(self._configured_at_ms, self._reloads, self._reload_error),
         )
 
     def exposition(self) -> tuple[bytes, str]:
