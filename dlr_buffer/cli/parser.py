@@ -142,7 +142,7 @@ def _add_service(commands: Commands, *, simulate: bool) -> None:
         commands,
         "reload",
         run="service.reload",
-        help="check the configuration, have the daemon take it over (SIGHUP), and wait until it has",
+        help="have the daemon read its configuration again (SIGHUP), and wait until it holds",
         epilog=_RELOAD_HELP,
     )
     reload.add_argument(

@@ -1,4 +1,4 @@
-"""``run``, ``check-config``, ``reload``, ``simulate``, ``demo`` and ``bench``: commands that only call what lives elsewhere."""
+"""``run``, ``check-config``, ``reload``, ``simulate``, ``demo``, ``bench``: what only calls what lives elsewhere."""
 
 from __future__ import annotations
 
@@ -8,12 +8,8 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dlr_buffer.cli import exits
-
-if TYPE_CHECKING:
-    from dlr_buffer.config import ConfigurationError
 
 _RELOADED_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.05
@@ -33,28 +29,28 @@ def check_config(args: argparse.Namespace) -> int:
     try:
         configuration = config.load(args.config, os.environ)
     except config.ConfigurationError as error:
-        return _tell_problems(error)
+        for problem in error.problems:
+            print(f"{problem.path}: {problem.detail}", file=sys.stderr)
+        return exits.FAILED
     print(config.describe(configuration).rstrip("\n"))
     for name in ("client", "admin"):
         if keys := config.left_to_socket_units(configuration.api, name):
             print(
-                f"dlr-buffer: note: {' and '.join(keys)} have no effect where dlr-buffer-{name}.socket makes the socket:"
-                f" there set SocketMode= and SocketGroup= (systemctl edit dlr-buffer-{name}.socket)",
+                f"dlr-buffer: note: {' and '.join(keys)} have no effect where dlr-buffer-{name}.socket makes the"
+                f" socket: there set SocketMode= and SocketGroup= (systemctl edit dlr-buffer-{name}.socket)",
                 file=sys.stderr,
             )
     return exits.OK
 
 
 def reload(args: argparse.Namespace) -> int:
-    """Have the daemon take over the configuration, and wait until it has; print every problem otherwise."""
-    from dlr_buffer import config
+    """Have the daemon take over its configuration, and wait until it has; tell what is wrong otherwise.
+
+    It alone can say: only the daemon itself has what systemd's LoadCredential= hands over.
+    """
     from dlr_buffer.cli.connection import admin_side
     from dlr_buffer.client import DaemonUnreachable
 
-    try:
-        config.load(args.config, os.environ)
-    except config.ConfigurationError as error:
-        return _tell_problems(error)
     try:
         client = admin_side(args)
     except DaemonUnreachable:
@@ -101,12 +97,6 @@ def _here(pid: int) -> int:
     if b"dlr-buffer" not in command and b"dlr_buffer" not in command:
         raise exits.NotReloaded(f"no process {pid} here is a daemon; name it with --pid")
     return pid
-
-
-def _tell_problems(error: ConfigurationError) -> int:
-    for problem in error.problems:
-        print(f"{problem.path}: {problem.detail}", file=sys.stderr)
-    return exits.FAILED
 
 
 def simulate(args: argparse.Namespace) -> int:
