@@ -117,8 +117,10 @@ class Daemon:
         self._stopping = False
         self._reloads = 0
         self._in_reload = False
-        self._written = -1
-        """Commands that the writer had finished when the watchdog looked last."""
+        self._written: tuple[int, ...] = (-1,)
+        """How far the writer was when the watchdog looked last."""
+        self._seen_busy = 0
+        """How often it was in the middle of something then."""
         self._scheduler = AsyncIOScheduler(timezone="UTC")
         self._servers: list[ApiServer] = []
         self._progress: tuple[int, int] = (0, 0)
@@ -285,10 +287,11 @@ class Daemon:
         written = self.store.progress()
         yield Part("the writer", written, thread=self.store.writer_thread)
         # In the middle of something long, the writer lets the accounts' loops wait for what they asked it for.
-        busy = written[1:] if written[0] == self._written else ()
-        self._written = written[0]
+        if written[0] == self._written[0] and written != self._written:
+            self._seen_busy += 1
+        self._written = written
         for name, turns in self.flusher.progress().items():
-            yield Part(f"flushing of account {name}", (turns, *busy), waits_for="the writer")
+            yield Part(f"flushing of account {name}", (turns, self._seen_busy), waits_for="the writer")
 
     async def _serve(self, shares: Shares) -> None:
         api = self.configuration.api

@@ -53,35 +53,46 @@ def listen_sockets(
             f"LISTEN_FDS tells of {count} sockets, but LISTEN_FDNAMES has {len(found)} names"
         )
     sockets: dict[str, socket.socket] = {}
-    for descriptor, name in enumerate(found, first):
-        if name not in names:
-            known = " or ".join(sorted(names))
-            raise DlrBufferError(
-                f"systemd hands over a socket called {name!r}: set FileDescriptorName= to {known} in its socket unit,"
-                " or give that another Service="
-            )
-        if name in sockets:
-            raise DlrBufferError(
-                f"systemd hands over two sockets called {name!r}: leave one ListenStream= in one socket unit"
-            )
-        sockets[name] = _listening(descriptor, name)
+    try:
+        for descriptor, name in enumerate(found, first):
+            if name not in names:
+                known = " or ".join(sorted(names))
+                raise DlrBufferError(
+                    f"systemd hands over a socket called {name!r}: set FileDescriptorName= to {known} in its socket"
+                    " unit, or give that another Service="
+                )
+            if name in sockets:
+                raise DlrBufferError(
+                    f"systemd hands over two sockets called {name!r}: leave one ListenStream= in one socket unit"
+                )
+            sockets[name] = _socket_of(descriptor, name)
+            _require_listening(sockets[name], name)
+    except DlrBufferError:
+        for sock in sockets.values():
+            sock.close()
+        raise
     return sockets
 
 
-def _listening(descriptor: int, name: str) -> socket.socket:
-    """The socket of a descriptor, which has to be a Unix stream socket that listens."""
-    wrong = f"the socket {name!r} that systemd hands over is no listening Unix stream socket"
+def _socket_of(descriptor: int, name: str) -> socket.socket:
     try:
-        sock = socket.socket(fileno=descriptor)
+        return socket.socket(fileno=descriptor)
     except OSError as error:
-        raise DlrBufferError(f"{wrong} (descriptor {descriptor}: {error.strerror})") from None
+        raise DlrBufferError(f"{_not_listening(name)} (descriptor {descriptor}: {error.strerror})") from None
+
+
+def _require_listening(sock: socket.socket, name: str) -> None:
+    """Raise DlrBufferError unless it is a Unix stream socket that listens; make it as the event loop needs it."""
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
-        raise DlrBufferError(f"{wrong}: use ListenStream= with an absolute path")
+        raise DlrBufferError(f"{_not_listening(name)}: use ListenStream= with an absolute path")
     if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        raise DlrBufferError(f"{wrong}: set Accept=no in its socket unit")
+        raise DlrBufferError(f"{_not_listening(name)}: set Accept=no in its socket unit")
     sock.set_inheritable(False)
-    sock.setblocking(False)  # noqa: FBT003 - as above
-    return sock
+    sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+
+
+def _not_listening(name: str) -> str:
+    return f"the socket {name!r} that systemd hands over is no listening Unix stream socket"
 
 
 class Notifier:

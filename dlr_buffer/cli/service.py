@@ -35,10 +35,9 @@ def check_config(args: argparse.Namespace) -> int:
     print(config.describe(configuration).rstrip("\n"))
     for name in ("client", "admin"):
         if keys := config.left_to_socket_units(configuration.api, name):
+            unit = f"dlr-buffer-{name}.socket"
             print(
-                f"dlr-buffer: note: {' and '.join(keys)} have no effect where dlr-buffer-{name}.socket makes the"
-                f" socket: there set SocketMode= and SocketGroup= (systemctl edit dlr-buffer-{name}.socket)",
-                file=sys.stderr,
+                f"# without effect where {unit} makes the socket, as its SocketMode= and SocketGroup= say: {', '.join(keys)}"
             )
     return exits.OK
 

@@ -172,7 +172,7 @@ def test_the_daemon_says_that_it_is_ready(service: Machine) -> None:
 
 
 def test_files_and_sockets_have_the_promised_owners(service: Machine) -> None:
-    """Secrets are root's and the service's, the client socket the apps' group's, the admin socket the admins' group's."""
+    """Secrets are root's and the service's, the client socket is the apps' group's, the other the admins' group's."""
     said = service.ask(
         *("stat", "--format=%n %a %U %G"),
         *(
