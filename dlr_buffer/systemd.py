@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -52,19 +52,10 @@ def listen_sockets(
         raise DlrBufferError(
             f"LISTEN_FDS tells of {count} sockets, but LISTEN_FDNAMES has {len(found)} names"
         )
+    _require_names(found, names)
     sockets: dict[str, socket.socket] = {}
     try:
         for descriptor, name in enumerate(found, first):
-            if name not in names:
-                known = " or ".join(sorted(names))
-                raise DlrBufferError(
-                    f"systemd hands over a socket called {name!r}: set FileDescriptorName= to {known} in its socket"
-                    " unit, or give that another Service="
-                )
-            if name in sockets:
-                raise DlrBufferError(
-                    f"systemd hands over two sockets called {name!r}: leave one ListenStream= in one socket unit"
-                )
             sockets[name] = _socket_of(descriptor, name)
             _require_listening(sockets[name], name)
     except DlrBufferError:
@@ -72,6 +63,21 @@ def listen_sockets(
             sock.close()
         raise
     return sockets
+
+
+def _require_names(found: Sequence[str], names: frozenset[str]) -> None:
+    """Raise DlrBufferError unless each is known and there once."""
+    for name in found:
+        if name not in names:
+            known = " or ".join(sorted(names))
+            raise DlrBufferError(
+                f"systemd hands over a socket called {name!r}: set FileDescriptorName= to {known} in its socket unit,"
+                " or give that another Service="
+            )
+        if found.count(name) > 1:
+            raise DlrBufferError(
+                f"systemd hands over two sockets called {name!r}: leave one ListenStream= in one socket unit"
+            )
 
 
 def _socket_of(descriptor: int, name: str) -> socket.socket:

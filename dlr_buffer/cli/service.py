@@ -37,7 +37,7 @@ def check_config(args: argparse.Namespace) -> int:
         if keys := config.left_to_socket_units(configuration.api, name):
             unit = f"dlr-buffer-{name}.socket"
             print(
-                f"# without effect where {unit} makes the socket, as its SocketMode= and SocketGroup= say: {', '.join(keys)}"
+                f"# {', '.join(keys)}: no effect where {unit} makes the socket; set SocketMode=, SocketGroup= there"
             )
     return exits.OK
 
