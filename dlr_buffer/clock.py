@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import functools
+import subprocess
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +21,9 @@ from typing import Final, Protocol
 EARLIEST_MS: Final = 1_767_225_600_000
 """2026-01-01: this program did not exist before, so a clock that reads less (one without a battery) is wrong."""
 _TIME_ERROR: Final = 5
+_TIMEDATECTL: Final = ("/usr/bin/timedatectl", "show", "--property=NTPSynchronized", "--value")
+_ASKED_EVERY_S: Final = 30.0
+_ASKED_FOR_S: Final = 20.0
 
 
 class Clock(Protocol):
@@ -74,6 +80,10 @@ class BootClock(Clock, Protocol):
 class SystemBootClock(SystemClock):
     """Linux's clocks."""
 
+    def __init__(self) -> None:
+        """Ask nothing yet."""
+        self._timedated = _Timedated()
+
     def boot_id(self) -> str:
         """The kernel's boot id."""
         try:
@@ -86,14 +96,57 @@ class SystemBootClock(SystemClock):
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
     def synchronised(self) -> bool:
-        """Ask adjtimex(2), which needs no privilege to read."""
-        # struct timex is 208 bytes on 64-bit Linux; `modes` 0 only reads, and STA_UNSYNC is the kernel's
-        # return value TIME_ERROR.
+        """Ask adjtimex(2), which needs no privilege to read, or systemd where that may not be called.
+
+        systemd's answer is up to a minute old, and False before the first.
+        """
+        known = _kernel_synchronised()
+        return known if known is not None else self._timedated.synchronised()
+
+
+def _kernel_synchronised() -> bool | None:
+    """What the kernel says; None if it may not be asked: the service's unit forbids all that could set the clock."""
+    # struct timex is 208 bytes on 64-bit Linux; `modes` 0 only reads, and STA_UNSYNC is the kernel's return value
+    # TIME_ERROR.
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        state = libc.adjtimex(ctypes.create_string_buffer(512))
+    except (OSError, AttributeError):
+        return False
+    if state < 0:
+        return None if ctypes.get_errno() in (errno.EPERM, errno.ENOSYS) else False
+    return bool(state < _TIME_ERROR)
+
+
+class _Timedated:
+    """systemd's word on whether the clock is synchronised, asked for in a thread, for that may take a moment."""
+
+    def __init__(self) -> None:
+        self._answer = False
+        self._asked_at_s: float | None = None
+        self._thread: threading.Thread | None = None
+
+    def synchronised(self) -> bool:
+        now = time.monotonic()
+        if self._asked_at_s is not None and now - self._asked_at_s > 2 * _ASKED_EVERY_S + _ASKED_FOR_S:
+            self._answer = False  # nobody asked for long: what was true then says nothing
+        if (self._asked_at_s is None or now - self._asked_at_s >= _ASKED_EVERY_S) and (
+            self._thread is None or not self._thread.is_alive()
+        ):
+            self._asked_at_s = now
+            self._thread = threading.Thread(target=self._ask, name="timedated", daemon=True)
+            self._thread.start()
+        return self._answer
+
+    def _ask(self) -> None:
         try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            return bool(0 <= libc.adjtimex(ctypes.create_string_buffer(512)) < _TIME_ERROR)
-        except (OSError, AttributeError):
-            return False
+            done = subprocess.run(  # noqa: S603 - a fixed command
+                _TIMEDATECTL, capture_output=True, text=True, check=False, timeout=_ASKED_FOR_S
+            )
+        except (OSError, subprocess.SubprocessError):
+            self._answer = False
+        else:
+            self._answer = done.returncode == 0 and done.stdout.strip() == "yes"
 
 
 def rfc3339(at_ms: int) -> str:

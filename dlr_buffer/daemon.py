@@ -1,8 +1,9 @@
 """The daemon: the one place that knows every part and wires them (the composition root), and its life.
 
 Start: configuration, the queue's lock, migrations, writer and readers, then the flushers, the sockets, the
-ticks, and last READY to systemd. Stop: the sockets first (requests in work are answered), then the ticks, the
-flushers (requests under way finish or are given back), and last the database. SIGHUP reloads accounts,
+ticks, and last READY to systemd. Stop: the sockets first (requests in work are answered; where systemd holds the
+sockets, others wait for the next daemon), then the ticks, the flushers (requests under way finish or are given back),
+and last the database. SIGHUP reloads accounts,
 message rules, retention and the log level. Tests start this same object, with a clock of their own. Nothing
 is decided here that belongs to a part.
 """
@@ -15,8 +16,10 @@ import logging
 import os
 import random
 import signal
+import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,7 +29,15 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from dlr_buffer import __version__
 from dlr_buffer.backoff import backoff_ms
 from dlr_buffer.clock import BootClock, Clock, SystemBootClock, rfc3339
-from dlr_buffer.config import AccountSettings, Configuration, RetrySettings, load, restart_needed
+from dlr_buffer.config import (
+    AccountSettings,
+    Configuration,
+    ConfigurationError,
+    RetrySettings,
+    left_to_socket_units,
+    load,
+    restart_needed,
+)
 from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.expiry import Expiry
 from dlr_buffer.flusher.flusher import AccountPlan, Flusher
@@ -40,7 +51,7 @@ from dlr_buffer.local_api.connections import (
     raise_descriptor_limit,
     share_descriptors,
 )
-from dlr_buffer.local_api.ports import DaemonFacts, DatabaseFacts, ExpiryView
+from dlr_buffer.local_api.ports import ConfigurationFacts, DaemonFacts, DatabaseFacts, ExpiryView
 from dlr_buffer.local_api.server import ApiServer
 from dlr_buffer.local_api.sockets import bind
 from dlr_buffer.metrics import Metrics
@@ -49,7 +60,8 @@ from dlr_buffer.receipts import QueueCounts, QueueOldest, RefusalPolicy
 from dlr_buffer.retention import Retention, RetentionSettings
 from dlr_buffer.smartswitch.client import SmartswitchClient, UpstreamSettings
 from dlr_buffer.storage.store import SqliteStore, StoreListeners
-from dlr_buffer.systemd import Notifier, log_to_stderr
+from dlr_buffer.systemd import Notifier, listen_sockets, log_to_stderr
+from dlr_buffer.watchdog import Part, Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +74,17 @@ SAY_EVERY_MS: Final = 60_000
 ANSWER_GRACE_MS: Final = 2_000
 FLUSH_GRACE_MS: Final = 6_000
 """Together with the answers' grace under the ten seconds that a stop may take."""
+STOP_S: Final = 15
+"""So long a stop takes at most until the database is closed, with room to spare."""
+EXTEND_EVERY_S: Final = 5
+EXTEND_BY_S: Final = 20
+"""What systemd is asked for again and again while opening or closing the queue goes on."""
 
 ADMIN_BODIES_BYTES: Final = 32 * 1024 * 1024
 """Two of the largest; what apps may have in flight is the default of `BodyLimits`."""
+
+SOCKET_NAMES: Final = frozenset({"client", "admin"})
+"""What systemd's socket units may call the sockets that they hand over (FileDescriptorName=)."""
 
 Connect = Callable[[UpstreamSettings], Upstream]
 
@@ -79,13 +99,28 @@ class Daemon:
         clock: BootClock | None = None,
         rng: random.Random | None = None,
         environ: Mapping[str, str] | None = None,
+        sockets: Mapping[str, socket.socket] | None = None,
     ) -> None:
-        """Open nothing yet; a test brings its own clock and random numbers."""
+        """Open nothing yet; a test brings its own clock and random numbers.
+
+        ``sockets`` listen already, as ``client`` and ``admin``; what is not among them is bound as configured.
+        """
         self.configuration = configuration
         self._clock: BootClock = clock if clock is not None else SystemBootClock()
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - jitter, not a secret
         self._notifier = Notifier(environ if environ is not None else os.environ)
+        self._handed_over = dict(sockets or {})
         self._started_at_ms = self._clock.now_ms()
+        self._configured_at_ms = self._started_at_ms
+        self._reload_error: str | None = None
+        self._watchdog: Watchdog | None = None
+        self._stopping = False
+        self._reloads = 0
+        self._in_reload = False
+        self._written: tuple[int, ...] = (-1,)
+        """How far the writer was when the watchdog looked last."""
+        self._seen_busy = 0
+        """How often it was in the middle of something then."""
         self._scheduler = AsyncIOScheduler(timezone="UTC")
         self._servers: list[ApiServer] = []
         self._progress: tuple[int, int] = (0, 0)
@@ -116,14 +151,16 @@ class Daemon:
             failed=self._on_store_failure,
             replayed=self._on_replayed,
         )
-        self.store = await SqliteStore.open(
-            configuration.database.path,
-            accounts=sorted(configuration.accounts),
-            min_free_bytes=configuration.database.min_free_bytes,
-            first_request_id=configuration.database.first_request_id,
-            listeners=listeners,
-            now_ms=self._clock.now_ms,
-        )
+        self._notifier.status(f"Opening the queue {configuration.database.path}")
+        async with self._patience(lambda: True):
+            self.store = await SqliteStore.open(
+                configuration.database.path,
+                accounts=sorted(configuration.accounts),
+                min_free_bytes=configuration.database.min_free_bytes,
+                first_request_id=configuration.database.first_request_id,
+                listeners=listeners,
+                now_ms=self._clock.now_ms,
+            )
         self.queue = ReceiptQueue(self.store, self._clock, _queue_settings(configuration))
         self.flusher = Flusher(self.store, self.store, self._clock, self.metrics)
         self.expiry = Expiry(self.store, self._clock)
@@ -136,6 +173,7 @@ class Daemon:
             self._tick(self._housekeeping, HOUSEKEEPING_EVERY_S)
             self._tick(self.retention.sweep, RETENTION_EVERY_S)
             self._scheduler.start()
+            self._watch()
         except BaseException:
             await self.stop()
             raise
@@ -146,26 +184,51 @@ class Daemon:
             configuration.api.admin_socket,
             configuration.database.path,
         )
+        self._notifier.status(self._status_line())
         self._notifier.ready()
 
     async def stop(self) -> None:
         """Answer what is in work, finish or give back what is under way upstream, close the queue."""
+        self._stopping = True
         self._notifier.stopping()
+        self._notifier.extend_timeout(STOP_S)
+        self._notifier.status("Stopping: requests under way are answered")
         await asyncio.gather(*(server.stop(ANSWER_GRACE_MS) for server in self._servers))
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
+        self._notifier.status("Stopping: requests to Smartswitch finish or are given back")
         await self.flusher.stop(FLUSH_GRACE_MS)
-        await self.store.close()
+        self._notifier.status("Stopping: closing the queue")
+        seen: list[object] = []
+
+        def closing_goes_on() -> bool:
+            before, seen[:] = seen[:], [self.store.working()]
+            return before != seen
+
+        async with self._patience(closing_goes_on):
+            await self.store.close()
+        for handed_over in self._handed_over.values():
+            handed_over.close()
+        if self._watchdog is not None:
+            self._watchdog.stop()
         _log.info("stopped")
+
+    async def reload_from(self, read: Callable[[], Configuration]) -> None:
+        """Reload what ``read`` returns. If that or the reload fails, it is logged, and an alarm until one succeeds."""
+        with self._reloading():
+            try:
+                await self.reload(read())
+            except DlrBufferError as error:
+                self._reload_error = _in_one_line(error)
+                _log.error("not reloaded, the old configuration stays: %s", error)
 
     async def reload(self, configuration: Configuration) -> None:
         """Take on what can change while running; says what needs a restart."""
         shares = _shares(configuration)
-        self._notifier.reloading()
-        old, self.configuration = self.configuration, configuration
-        if keys := restart_needed(old, configuration):
-            _log.warning("these changes need a restart of the daemon: %s", ", ".join(keys))
-        try:
+        with self._reloading():
+            old, self.configuration = self.configuration, configuration
+            if keys := restart_needed(old, configuration):
+                _log.warning("these changes need a restart of the daemon: %s", ", ".join(keys))
             await self.store.add_accounts(sorted(configuration.accounts))
             self.queue.settings = _queue_settings(configuration)
             self.retention.settings = _retention_settings(configuration)
@@ -173,16 +236,72 @@ class Daemon:
                 server.allow(ConnectionLimits(connections))
             logging.getLogger("dlr_buffer").setLevel(configuration.log.level.upper())
             await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
+            self._reload_error, self._configured_at_ms = None, self._clock.now_ms()
             _log.info("configuration reloaded")
+
+    @contextmanager
+    def _reloading(self) -> Iterator[None]:
+        """Tell systemd of a reload, from the outermost of these to its end."""
+        if self._in_reload:
+            yield
+            return
+        self._in_reload = True
+        self._notifier.reloading()
+        try:
+            yield
         finally:
+            self._in_reload = False
+            self._reloads += 1
             self._notifier.ready()
+
+    @asynccontextmanager
+    async def _patience(self, goes_on: Callable[[], bool]) -> AsyncIterator[None]:
+        """Have systemd's limits on start and stop wait for something long, as long as ``goes_on`` says so."""
+
+        async def extend() -> None:
+            while goes_on():
+                self._notifier.extend_timeout(EXTEND_BY_S)
+                await asyncio.sleep(EXTEND_EVERY_S)
+
+        extending = asyncio.create_task(extend())
+        try:
+            yield
+        finally:
+            extending.cancel()
+            await asyncio.gather(extending, return_exceptions=True)
+
+    def _watch(self) -> None:
+        if self._notifier.watchdog_s is not None:
+            self._watchdog = Watchdog(
+                self._notifier.watchdog_s,
+                look_at=self._parts,
+                ping=self._notifier.ping,
+                monotonic_ms=self._clock.monotonic_ms,
+            )
+            self._watchdog.start()
+
+    def _parts(self) -> Iterator[Part]:
+        """What has to get on beside the event loop; nothing while the daemon stops, when each part ends in its turn."""
+        if self._stopping:
+            return
+        written = self.store.progress()
+        yield Part("the writer", written, thread=self.store.writer_thread)
+        # In the middle of something long, the writer lets the accounts' loops wait for what they asked it for.
+        if written[0] == self._written[0] and written != self._written:
+            self._seen_busy += 1
+        self._written = written
+        for name, turns in self.flusher.progress().items():
+            yield Part(f"flushing of account {name}", (turns, self._seen_busy), waits_for="the writer")
 
     async def _serve(self, shares: Shares) -> None:
         api = self.configuration.api
-        for path, mode, group, admin, connections in (
-            (api.client_socket, api.client_mode, api.client_group, False, shares.client),
-            (api.admin_socket, api.admin_mode, api.admin_group, True, shares.admin),
+        for name, path, mode, group, admin, connections in (
+            ("client", api.client_socket, api.client_mode, api.client_group, False, shares.client),
+            ("admin", api.admin_socket, api.admin_mode, api.admin_group, True, shares.admin),
         ):
+            handed_over = self._handed_over.get(name)
+            if handed_over is not None:
+                self._say_handed_over(name, handed_over, path)
             app = create_app(
                 self.queue,
                 accounts=self.flusher,
@@ -195,13 +314,30 @@ class Daemon:
             )
             server = ApiServer(
                 app,
-                bind(path, mode, group),
-                name="admin socket" if admin else "client socket",
+                handed_over if handed_over is not None else bind(path, mode, group),
+                name=f"{name} socket",
                 limits=ConnectionLimits(connections),
                 express=app.express,
             )
             self._servers.append(server)
             await server.start()
+
+    def _say_handed_over(self, name: str, handed_over: socket.socket, configured: Path) -> None:
+        """What differs from the configuration, and who decides it."""
+        unit = f"dlr-buffer-{name}.socket"
+        where = handed_over.getsockname()
+        _log.info("the %s socket %s is systemd's (%s)", name, where, unit)
+        if where != str(configured):
+            _log.warning(
+                "systemd listens on %s, but api.%s_socket is %s, where the command line and apps will look: write the"
+                " same path into both (ListenStream= in %s)",
+                *(where, name, configured, unit),
+            )
+        if keys := left_to_socket_units(self.configuration.api, name):
+            _log.warning(
+                "%s: without effect, for the socket is systemd's; set SocketMode= and SocketGroup= in %s instead",
+                *(", ".join(keys), unit),
+            )
 
     def _tick(self, job: Callable[[], object], every_s: int) -> None:
         self._scheduler.add_job(
@@ -232,12 +368,22 @@ class Daemon:
         )
         pending = sum(statuses["pending"] for statuses in counts.receipts.values())
         dead = sum(statuses["dead"] for statuses in counts.receipts.values())
-        line = f"{waiting} messages waiting, {pending} receipts pending, {dead} dead"
+        oldest_ms = min(self._oldest.pending_ms.values(), default=None)
+        age = ""
+        if pending and oldest_ms is not None:
+            age = f" (oldest {_age(self._clock.now_ms() - oldest_ms)})"
+        line = (
+            f"{_count(waiting, 'message')} waiting, {_count(pending, 'receipt')} pending{age}, {dead:,} dead"
+        )
         troubled = [
             f"{view.name} {view.health.value}"
             for view in self.flusher.views()
             if view.health is not HealthState.OPEN
         ]
+        if self.expiry.stop_reason is not None:
+            troubled.append("expiry stopped")
+        if self._reload_error is not None:
+            troubled.append("last reload failed")
         return line + (f"; {', '.join(troubled)}" if troubled else "")
 
     def _on_fresh(self, fresh: Mapping[str, int]) -> None:
@@ -317,6 +463,7 @@ class Daemon:
             rates=self.metrics.rates(self._clock.monotonic_ms()),
             totals=self.metrics.totals(),
             alarms=self._alarms(database.free_bytes),
+            configuration=ConfigurationFacts(self._configured_at_ms, self._reloads, self._reload_error),
         )
 
     def exposition(self) -> tuple[bytes, str]:
@@ -334,6 +481,10 @@ class Daemon:
         if free_bytes < self.configuration.database.min_free_bytes:
             alarms.append(
                 "the disk is nearly full: registration answers 507 until there is more space than min_free"
+            )
+        if self._reload_error is not None:
+            alarms.append(
+                f"the last reload failed, and the configuration before it holds: {self._reload_error}"
             )
         if self.expiry.stop_reason is not None:
             alarms.append(
@@ -389,6 +540,10 @@ class Daemon:
                 "1 while a clock alarm stops expiry.",
                 float(self.expiry.stop_reason is not None),
             ),
+            "reload_failed": (
+                "1 while the configuration before the last reload holds, because that failed.",
+                float(self._reload_error is not None),
+            ),
             "unhealthy": ("1 while /healthz would answer 503.", float(bool(self.problems()))),
         }
 
@@ -416,6 +571,25 @@ class _ExpiryPort:
         """Trust the clock again."""
         await self._expiry.resume()
         return self.view()
+
+
+def _count(rows: int, word: str) -> str:
+    return f"{rows:,} {word}{'' if rows == 1 else 's'}"
+
+
+def _age(ms: int) -> str:
+    """A time that has passed in one word and one number, as is enough at a glance."""
+    seconds = max(0, ms) // 1000
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def _in_one_line(error: DlrBufferError) -> str:
+    if isinstance(error, ConfigurationError):
+        return "; ".join(f"{problem.path}: {problem.detail.splitlines()[0]}" for problem in error.problems)
+    return " ".join(str(error).split())
 
 
 def _shares(configuration: Configuration) -> Shares:
@@ -468,26 +642,29 @@ def run_daemon(config_path: Path | None) -> int:
     Returns the exit code: 0, or 1 if it could not start or the database failed.
     """
     try:
+        sockets = listen_sockets(os.environ, SOCKET_NAMES)
         configuration = load(config_path, os.environ)
     except DlrBufferError as error:
         sys.stderr.write(f"dlr-buffer: {error}\n")
         return 1
     log_to_stderr(configuration.log.level, os.environ)
     try:
-        return asyncio.run(_run(configuration, config_path))
+        return asyncio.run(_run(configuration, config_path, sockets))
     except DlrBufferError as error:
         _log.critical("%s", error)
         return 1
 
 
-async def _run(configuration: Configuration, config_path: Path | None) -> int:
+async def _run(
+    configuration: Configuration, config_path: Path | None, sockets: Mapping[str, socket.socket]
+) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     hangup = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    daemon = Daemon(configuration)
+    daemon = Daemon(configuration, sockets=sockets)
     await daemon.start()
     # What was made so far lives as long as the process: the collector need not look at it again.
     gc.freeze()
@@ -508,7 +685,4 @@ async def _reload_on(hangup: asyncio.Event, daemon: Daemon, config_path: Path | 
     while True:
         await hangup.wait()
         hangup.clear()
-        try:
-            await daemon.reload(load(config_path, os.environ))
-        except DlrBufferError as error:
-            _log.error("not reloaded, the old configuration stays: %s", error)
+        await daemon.reload_from(lambda: load(config_path, os.environ))

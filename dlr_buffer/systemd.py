@@ -1,6 +1,7 @@
 """How the daemon talks to systemd.
 
-Readiness and status (sd_notify(3)), and log lines with priorities (sd-daemon(3)).
+Sockets that it hands over (sd_listen_fds(3)), readiness, status and watchdog (sd_notify(3), sd_watchdog_enabled(3)),
+and log lines with priorities (sd-daemon(3)). What has to get on for the watchdog to be told so is `watchdog`'s.
 
 No library that installs without a compiler covers this; the protocol is a datagram of ``KEY=value`` lines.
 Without systemd everything here does nothing, or writes plain lines for a terminal.
@@ -9,11 +10,18 @@ Without systemd everything here does nothing, or writes plain lines for a termin
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Final
+
+from dlr_buffer.errors import DlrBufferError
+
+_FIRST_DESCRIPTOR: Final = 3
+_USEC: Final = 1_000_000
 
 _PRIORITIES: Final = {
     logging.CRITICAL: 2,
@@ -24,8 +32,77 @@ _PRIORITIES: Final = {
 }
 
 
+def listen_sockets(
+    environ: MutableMapping[str, str], names: frozenset[str], *, first: int = _FIRST_DESCRIPTOR
+) -> dict[str, socket.socket]:
+    """Take over the sockets that systemd listens on for this service, by their ``FileDescriptorName=``.
+
+    The variables that tell of them are removed from ``environ``, so that no child takes them for its own. Raises
+    DlrBufferError if one has a name that is not among ``names``, or is anything but a listening Unix stream socket.
+    """
+    pid, count, called = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if not pid or pid != str(os.getpid()):
+        return {}
+    if not (count.isascii() and count.isdigit()):
+        raise DlrBufferError(
+            f"LISTEN_FDS is {count!r}, which is no number: whatever started the daemon is broken"
+        )
+    found = called.split(":") if called else ["unknown"] * int(count)
+    if len(found) != int(count):
+        raise DlrBufferError(
+            f"LISTEN_FDS tells of {count} sockets, but LISTEN_FDNAMES has {len(found)} names"
+        )
+    _require_names(found, names)
+    sockets: dict[str, socket.socket] = {}
+    try:
+        for descriptor, name in enumerate(found, first):
+            sockets[name] = _socket_of(descriptor, name)
+            _require_listening(sockets[name], name)
+    except DlrBufferError:
+        for sock in sockets.values():
+            sock.close()
+        raise
+    return sockets
+
+
+def _require_names(found: Sequence[str], names: frozenset[str]) -> None:
+    """Raise DlrBufferError unless each is known and there once."""
+    for name in found:
+        if name not in names:
+            known = " or ".join(sorted(names))
+            raise DlrBufferError(
+                f"systemd hands over a socket called {name!r}: set FileDescriptorName= to {known} in its socket unit,"
+                " or give that another Service="
+            )
+        if found.count(name) > 1:
+            raise DlrBufferError(
+                f"systemd hands over two sockets called {name!r}: leave one ListenStream= in one socket unit"
+            )
+
+
+def _socket_of(descriptor: int, name: str) -> socket.socket:
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise DlrBufferError(f"{_not_listening(name)} (descriptor {descriptor}: {error.strerror})") from None
+
+
+def _require_listening(sock: socket.socket, name: str) -> None:
+    """Raise DlrBufferError unless it is a Unix stream socket that listens; make it as the event loop needs it."""
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        raise DlrBufferError(f"{_not_listening(name)}: use ListenStream= with an absolute path")
+    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise DlrBufferError(f"{_not_listening(name)}: set Accept=no in its socket unit")
+    sock.set_inheritable(False)
+    sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+
+
+def _not_listening(name: str) -> str:
+    return f"the socket {name!r} that systemd hands over is no listening Unix stream socket"
+
+
 class Notifier:
-    """Tells systemd how the service is; silent where ``NOTIFY_SOCKET`` is not set."""
+    """Tells systemd how the service is; silent where ``NOTIFY_SOCKET`` is not set. May be used from any thread."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Take the socket's name from the environment."""
@@ -33,9 +110,11 @@ class Notifier:
         # A leading @ stands for the abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._status = ""
+        self.watchdog_s = _watchdog_s(environ) if address else None
+        """Within so many seconds systemd wants to hear a `ping`, again and again; None if it does not watch us."""
 
     def ready(self) -> None:
-        """The sockets answer and the queue is open."""
+        """The sockets answer and the queue is open; also ends a reload."""
         self._send("READY=1")
 
     def reloading(self) -> None:
@@ -45,6 +124,14 @@ class Notifier:
     def stopping(self) -> None:
         """The daemon ends."""
         self._send("STOPPING=1")
+
+    def extend_timeout(self, seconds: float) -> None:
+        """Starting or stopping goes on: its limit is not over for so long."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * _USEC)}")
+
+    def ping(self) -> None:
+        """All is well for the watchdog."""
+        self._send("WATCHDOG=1")
 
     def status(self, line: str) -> None:
         """One line for ``systemctl status``; sent only when it changed."""
@@ -61,6 +148,16 @@ class Notifier:
                 sock.sendall(message.encode())
         except OSError as error:
             logging.getLogger(__name__).warning("systemd could not be told: %s", error)
+
+
+def _watchdog_s(environ: Mapping[str, str]) -> float | None:
+    pid = environ.get("WATCHDOG_PID", "")
+    if pid and pid != str(os.getpid()):
+        return None  # meant for another process of the service
+    with suppress(ValueError):
+        microseconds = int(environ.get("WATCHDOG_USEC", ""))
+        return microseconds / _USEC if microseconds > 0 else None
+    return None
 
 
 class _JournalFormatter(logging.Formatter):

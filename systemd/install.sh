@@ -8,7 +8,7 @@ VENV=$PREFIX/venv
 MARK=$VENV/.made-by-make-install # only an environment with this is ever made anew, or removed by uninstall.sh
 LINK=/usr/local/bin/dlr-buffer
 ETC=/etc/dlr-buffer
-UNIT=/etc/systemd/system/dlr-buffer.service
+UNITS=/usr/local/lib/systemd/system # not /etc: an admin masks and overrides there
 
 fail() {
 	echo "$*" >&2
@@ -62,14 +62,9 @@ echo "linking $LINK"
 mkdir -p "$(dirname "$LINK")"
 ln -sfn "$VENV/bin/dlr-buffer" "$LINK"
 
-if ! getent group dlr-buffer >/dev/null; then
-	echo "making the group dlr-buffer"
-	groupadd --system dlr-buffer
-fi
-if ! getent passwd dlr-buffer >/dev/null; then
-	echo "making the user dlr-buffer"
-	useradd --system --gid dlr-buffer --home-dir /var/lib/dlr-buffer --no-create-home --shell /usr/sbin/nologin dlr-buffer
-fi
+echo "making the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client and dlr-buffer-admin, unless they are there"
+install -D -m 0644 systemd/sysusers.d/dlr-buffer.conf /etc/sysusers.d/dlr-buffer.conf
+systemd-sysusers dlr-buffer.conf
 
 # keep_or_put SOURCE FILE: what an admin wrote is never overwritten.
 keep_or_put() {
@@ -84,9 +79,13 @@ keep_or_put() {
 keep_or_put config/config.toml "$ETC/config.toml"
 keep_or_put /dev/null "$ETC/default.password"
 
-echo "writing $UNIT"
-install -D -m 0644 systemd/dlr-buffer.service "$UNIT"
+for unit in dlr-buffer.service dlr-buffer-client.socket dlr-buffer-admin.socket; do
+	echo "writing $UNITS/$unit"
+	install -D -m 0644 "systemd/$unit" "$UNITS/$unit"
+done
+install -D -m 0644 systemd/tmpfiles.d/dlr-buffer.conf /etc/tmpfiles.d/dlr-buffer.conf
 if [ -d /run/systemd/system ]; then
+	systemd-tmpfiles --create dlr-buffer.conf
 	systemctl daemon-reload
 	if systemctl --quiet is-active dlr-buffer; then
 		echo "Installed. The daemon still runs as it was; now: sudo systemctl restart dlr-buffer"

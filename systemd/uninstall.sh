@@ -6,18 +6,20 @@ set -eu
 VENV=$PREFIX/venv
 MARK=$VENV/.made-by-make-install
 LINK=/usr/local/bin/dlr-buffer
-UNIT=/etc/systemd/system/dlr-buffer.service
+UNITS=/usr/local/lib/systemd/system # not /etc: an admin masks and overrides there
 
 if [ "$(id -u)" != 0 ]; then
 	echo "Removing a service takes root: sudo make uninstall" >&2
 	exit 1
 fi
-if [ -e "$UNIT" ]; then
-	echo "stopping the service and removing $UNIT"
+if [ -e "$UNITS/dlr-buffer.service" ]; then
+	echo "stopping the service and removing its units"
 	if [ -d /run/systemd/system ]; then
-		systemctl --quiet disable --now dlr-buffer
+		systemctl --quiet disable --now dlr-buffer.service dlr-buffer-client.socket dlr-buffer-admin.socket
 	fi
-	rm -f "$UNIT" /etc/systemd/system/multi-user.target.wants/dlr-buffer.service
+	rm -f "$UNITS"/dlr-buffer.service "$UNITS"/dlr-buffer-client.socket "$UNITS"/dlr-buffer-admin.socket \
+		/etc/systemd/system/*.target.wants/dlr-buffer.service /etc/systemd/system/*.target.wants/dlr-buffer-*.socket \
+		/etc/sysusers.d/dlr-buffer.conf /etc/tmpfiles.d/dlr-buffer.conf
 	if [ -d /run/systemd/system ]; then
 		systemctl daemon-reload
 	fi
@@ -31,4 +33,4 @@ if [ -e "$MARK" ]; then
 	rm -rf "$VENV"
 	rmdir --ignore-fail-on-non-empty "$PREFIX"
 fi
-echo "Left as they are: the queue in /var/lib/dlr-buffer, /etc/dlr-buffer, the user and the group dlr-buffer."
+echo "Left as they are: the queue in /var/lib/dlr-buffer, /etc/dlr-buffer, the user and the groups dlr-buffer, dlr-buffer-client, dlr-buffer-admin."

@@ -52,6 +52,7 @@ ON_A_MACHINE = (
     Section("README.md", "A client in five lines"),
     Section("README.md", "An admin's first five commands"),
     Section("docs/api.md", "The local API"),
+    Section("docs/operations.md", "Start, stop, restart"),
     Section("docs/operations.md", "Look"),
     Section("docs/operations.md", "Steer"),
     Section("docs/operations.md", "Change the configuration"),

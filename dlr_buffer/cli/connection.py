@@ -36,8 +36,9 @@ class Sockets:
 def find_sockets(args: argparse.Namespace, environ: Mapping[str, str]) -> Sockets:
     """Return the sockets that ``--socket``, ``--config``, DLR_BUFFER_CONFIG or /etc's configuration name.
 
-    Without a configuration, or if it must not be read and was not asked for by name, these are the defaults.
-    Raises ConfigurationUnusable if the named file is missing, or if its ``[api]`` table makes no sense.
+    Without a configuration, or if it must not be read and was not asked for by name, these are the defaults: members
+    of a socket's group need not be among those who may read the configuration. Raises ConfigurationUnusable if the
+    named file is missing or can't be read, or if its ``[api]`` table makes no sense.
     """
     if args.socket is not None:
         return Sockets(args.socket, args.socket)
@@ -45,12 +46,8 @@ def find_sockets(args: argparse.Namespace, environ: Mapping[str, str]) -> Socket
     path = Path(named) if named else DEFAULT_CONFIG
     try:
         text = path.read_bytes()
-    except PermissionError as error:
-        if args.config is None:
-            return Sockets()
-        raise _unusable(path, f"cannot be read ({error.strerror})") from None
     except OSError as error:
-        if not named and isinstance(error, FileNotFoundError):
+        if not named and isinstance(error, (FileNotFoundError, PermissionError)):
             return Sockets()
         raise _unusable(path, f"cannot be read ({error.strerror})") from None
     return _sockets_of(path, text)
@@ -79,9 +76,23 @@ def unreachable_hint(error: DaemonUnreachable) -> str:
         return _owner_hint(error.socket)
     if error.request_sent:
         return "the daemon may have acted on the request: look before you repeat it"
-    return (
+    hint = (
         "is it running? See `systemctl status dlr-buffer`; another socket is named with --socket or --config"
     )
+    if error.socket in (DEFAULT_CLIENT_SOCKET, DEFAULT_ADMIN_SOCKET) and _is_hidden(DEFAULT_CONFIG):
+        hint += f" ({DEFAULT_CONFIG}, which may name one, is not yours to read)"
+    return hint
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether there is a file, or may be one, that this user may not read."""
+    try:
+        path.open("rb").close()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _owner_hint(path: Path) -> str:

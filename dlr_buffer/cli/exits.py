@@ -15,5 +15,9 @@ BROKEN_PIPE = 141
 """Whoever read the output went away (128 + SIGPIPE, as a shell shows it)."""
 
 
+class NotReloaded(DlrBufferError):
+    """The daemon did not take over its configuration; the text says why."""
+
+
 class UsageError(DlrBufferError):
     """The command line asks for something that makes no sense; the text says what to write instead."""

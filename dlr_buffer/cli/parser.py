@@ -46,6 +46,9 @@ _BENCH_HELP = """\
 No queue in use is touched: a new folder is made in DIR and removed at the end. It needs 1 GiB of free space, and a
 machine that does nothing else meanwhile; the daemon of this host should be stopped.
 """
+_RELOAD_HELP = """\
+`systemctl reload dlr-buffer` calls it. A configuration with an error changes nothing, and is told; the exit code is 1.
+"""
 _CHECK_HELP = """\
 The daemon may run: nothing is written, and nothing waits. Exit code 0 if all is well, 1 if something was found.
 """
@@ -134,6 +137,19 @@ def _add_service(commands: Commands, *, simulate: bool) -> None:
         "check-config",
         run="service.check_config",
         help="print the effective configuration, or everything that is wrong with it",
+    )
+    reload = _command(
+        commands,
+        "reload",
+        run="service.reload",
+        help="have the daemon read its configuration again (SIGHUP), and wait until it holds",
+        epilog=_RELOAD_HELP,
+    )
+    reload.add_argument(
+        "--pid",
+        type=int,
+        metavar="PID",
+        help="the daemon's process id (default: as it says itself)",
     )
     stand_in = _command(
         commands,

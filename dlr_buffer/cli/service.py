@@ -1,13 +1,18 @@
-"""``run``, ``check-config``, ``simulate``, ``demo`` and ``bench``: commands that only call what lives elsewhere."""
+"""``run``, ``check-config``, ``reload``, ``simulate``, ``demo``, ``bench``: what only calls what lives elsewhere."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 from dlr_buffer.cli import exits
+
+_RELOADED_WITHIN_S = 60.0
+_LOOK_EVERY_S = 0.05
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,7 +33,69 @@ def check_config(args: argparse.Namespace) -> int:
             print(f"{problem.path}: {problem.detail}", file=sys.stderr)
         return exits.FAILED
     print(config.describe(configuration).rstrip("\n"))
+    for name in ("client", "admin"):
+        if keys := config.left_to_socket_units(configuration.api, name):
+            unit = f"dlr-buffer-{name}.socket"
+            print(
+                f"# {', '.join(keys)}: no effect where {unit} makes the socket; set SocketMode=, SocketGroup= there"
+            )
     return exits.OK
+
+
+def reload(args: argparse.Namespace) -> int:
+    """Have the daemon take over its configuration, and wait until it has; tell what is wrong otherwise.
+
+    It alone can say: only the daemon itself has what systemd's LoadCredential= hands over.
+    """
+    from dlr_buffer.cli.connection import admin_side
+    from dlr_buffer.client import DaemonUnreachable
+
+    try:
+        client = admin_side(args)
+    except DaemonUnreachable:
+        if args.pid is None:
+            raise
+        # It may not be ours to ask, but we were told whom to tell.
+        _hang_up(args.pid)
+        print("dlr-buffer: the daemon was told to reload; whether it did is in its log", file=sys.stderr)
+        return exits.OK
+    with client:
+        status = client.request("GET", "/v1/status")
+        before = status["configuration"]["reloads"]
+        _hang_up(args.pid if args.pid is not None else _here(status["pid"]))
+        ends = time.monotonic() + _RELOADED_WITHIN_S
+        while True:
+            told = client.request("GET", "/v1/status")["configuration"]
+            if told["reloads"] != before:
+                break
+            if time.monotonic() > ends:
+                raise exits.NotReloaded(
+                    f"the daemon has not reloaded for {_RELOADED_WITHIN_S:g} s; its log tells more"
+                )
+            time.sleep(_LOOK_EVERY_S)
+    if told["error"] is not None:
+        raise exits.NotReloaded(f"the configuration before holds: {told['error']}")
+    return exits.OK
+
+
+def _hang_up(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except OSError as error:
+        raise exits.NotReloaded(
+            f"process {pid} can't be told to reload: {error.strerror}; ask as root"
+        ) from None
+
+
+def _here(pid: int) -> int:
+    """Return ``pid`` if it is a daemon's on this side: one in a container gives its number in there."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        command = b""
+    if b"dlr-buffer" not in command and b"dlr_buffer" not in command:
+        raise exits.NotReloaded(f"no process {pid} here is a daemon; name it with --pid")
+    return pid
 
 
 def simulate(args: argparse.Namespace) -> int:

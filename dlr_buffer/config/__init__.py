@@ -5,7 +5,7 @@ turns a TOML document into records, ``description`` turns records back into text
 on a setting: sockets are bound, databases opened and accounts reloaded elsewhere.
 """
 
-from dlr_buffer.config.description import describe, restart_needed
+from dlr_buffer.config.description import describe, left_to_socket_units, restart_needed
 from dlr_buffer.config.reading import DEFAULT_PATH, load, parse
 from dlr_buffer.config.settings import (
     AccountSettings,
@@ -37,6 +37,7 @@ __all__ = [
     "RetrySettings",
     "Secret",
     "describe",
+    "left_to_socket_units",
     "load",
     "parse",
     "restart_needed",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
-from dlr_buffer.config.settings import Configuration
+from dlr_buffer.config.settings import ApiSettings, Configuration
 from dlr_buffer.config.values import write_duration, write_size
 
 # The sections that bind sockets or open files at start; all others are taken over by a reload.
@@ -44,6 +44,19 @@ def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
         for section in _NEED_RESTART
         for item in fields(getattr(old, section))
         if getattr(getattr(old, section), item.name) != getattr(getattr(new, section), item.name)
+    )
+
+
+def left_to_socket_units(api: ApiSettings, name: str) -> tuple[str, ...]:
+    """Name the keys (dotted) that were set but have no effect where systemd hands over the socket ``name``.
+
+    That is ``client`` or ``admin``.
+    """
+    default = ApiSettings()
+    return tuple(
+        f"api.{key}"
+        for key in (f"{name}_mode", f"{name}_group")
+        if getattr(api, key) != getattr(default, key)
     )
 
 

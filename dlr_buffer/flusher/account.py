@@ -84,7 +84,7 @@ class AccountFlusher:
         self._said: dict[str, int] = {}
         self._unwritten: dict[int, str] = {}
         self.turns = 0
-        """Turns of the loop, for the watchdog."""
+        """Turns of the loop, and steps within them, for the watchdog."""
 
     # For the daemon
 
@@ -234,6 +234,7 @@ class AccountFlusher:
     async def _start_exchanges(self) -> int | None:
         """Start as many requests as may go now; returns when to look again (None: when something happens)."""
         while True:
+            self.turns += 1
             now = self._clock.now_ms()
             if self._paused or self._stopping:
                 return None

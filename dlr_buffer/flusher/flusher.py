@@ -122,6 +122,12 @@ class Flusher:
         _log.warning("account %s: resumed by an admin", name)
         return self._view(name)
 
+    def progress(self) -> Mapping[str, int]:
+        """By account that sends, a number that grows while its loop turns; to be asked makes each turn once more."""
+        for running in self._running.values():
+            running.wake()
+        return {name: running.turns for name, running in self._running.items()}
+
     def problems(self) -> tuple[str, ...]:
         """Loops that ended on their own, and answers that can't be written."""
         found = [each for running in self._running.values() for each in (running.failed, running.unwritten)]

@@ -31,6 +31,14 @@ class DatabaseFacts(msgspec.Struct, frozen=True):
     sqlite_version: str
 
 
+class ConfigurationFacts(msgspec.Struct, frozen=True):
+    """Since when the configuration holds, how many reloads were tried since the start, and why the last one failed."""
+
+    loaded_at_ms: int = 0
+    reloads: int = 0
+    error: str | None = None
+
+
 class DaemonFacts(msgspec.Struct, frozen=True):
     """What `/v1/status` shows beside the counts.
 
@@ -45,6 +53,7 @@ class DaemonFacts(msgspec.Struct, frozen=True):
     rates: dict[str, float]
     totals: dict[str, int]
     alarms: tuple[str, ...]
+    configuration: ConfigurationFacts = ConfigurationFacts()
 
 
 class Accounts(Protocol):

@@ -189,6 +189,16 @@ class DatabaseResource(msgspec.Struct, frozen=True):
     sqlite_version: str
 
 
+class ConfigurationResource(msgspec.Struct, frozen=True):
+    """The configuration that holds."""
+
+    loaded_at: Time
+    reloads: Annotated[int, Meta(description="how many were tried since the start")]
+    error: Annotated[
+        str | None, Meta(description="why the last one failed; the configuration before it holds")
+    ]
+
+
 class StatusResource(msgspec.Struct, frozen=True):
     """The daemon at a glance."""
 
@@ -197,6 +207,7 @@ class StatusResource(msgspec.Struct, frozen=True):
     started_at: Time
     uptime: Annotated[float, Meta(description="seconds", ge=0)]
     alarms: list[str]
+    configuration: ConfigurationResource
     expiry: ExpiryResource
     database: DatabaseResource
     rates: Annotated[dict[str, float], Meta(description="events a second over the last minute")]
@@ -329,6 +340,11 @@ def status_resource(  # noqa: PLR0913 - the parts of one picture, all by name
         rfc3339(facts.started_at_ms),
         max(0, now_ms - facts.started_at_ms) / 1000,
         list(facts.alarms),
+        ConfigurationResource(
+            rfc3339(facts.configuration.loaded_at_ms),
+            facts.configuration.reloads,
+            facts.configuration.error,
+        ),
         expiry_resource(expiry),
         DatabaseResource(*msgspec.structs.astuple(facts.database)),
         facts.rates,

@@ -7,6 +7,9 @@ before its body came whole ends the connection, after a little more of the body 
 turn wait as bytes, and no more is read meanwhile; and connections are bounded in number, and in the time that they keep
 waiting (`connections`).
 
+A stop loses no request: what was accepted is answered, with ``Connection: close``; a connection that its client keeps
+is closed so that its next request either came before and is answered, or can't be sent at all (`_Protocol.end_idle`).
+
 An app's requests differ in their bodies, but their heads are the same bytes again and again. So the heads of single
 registrations and reports are remembered once uvicorn's parser has read them, and a request that comes whole, with a
 head that is known, goes the short way (`express`) past parser and ASGI.
@@ -15,9 +18,12 @@ head that is known, goes the short way (`express`) past parser and ASGI.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import logging
 import socket
-from collections.abc import Coroutine, Iterable, MutableMapping
+import termios
+from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +34,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from dlr_buffer.local_api.accepting import Acceptor
 from dlr_buffer.local_api.bodies import is_ndjson
-from dlr_buffer.local_api.connections import ACCEPTED_AT_ONCE, ConnectionLimits, ConnectionRoom, Phase
+from dlr_buffer.local_api.connections import ConnectionLimits, ConnectionRoom, Phase
 from dlr_buffer.local_api.express import MAX_BODY_BYTES, Express
 from dlr_buffer.local_api.problems import (
     CONTENT_TYPE,
@@ -39,7 +46,7 @@ from dlr_buffer.local_api.problems import (
     problem_response,
     stopping,
 )
-from dlr_buffer.local_api.sockets import BACKLOG, BoundSocket
+from dlr_buffer.local_api.sockets import BoundSocket
 
 _MAX_HEAD_BYTES = 16 * 1024
 """Every id, filter and cursor of ours fits in a quarter of it."""
@@ -55,6 +62,8 @@ _PLAIN_HEADERS = frozenset(
 )
 """A head with any other field (Expect, Connection, Transfer-Encoding, …) goes the long way."""
 _LAST_WORDS_S = 1.0
+_ONCE_MORE_S = 0.25
+"""At a stop, busy clients use the connection that they keep once more within it, and are told to make another."""
 _RETRY_AFTER_S = 5
 _LOG_EVERY_S = 60.0
 
@@ -73,8 +82,9 @@ class ApiServer:
         limits: ConnectionLimits | None = None,
         express: Express | None = None,
     ) -> None:
-        """``sock`` is bound already, and closed by `stop`; ``name`` is what admins know it by.
+        """``sock`` listens already, and is closed by `stop`; ``name`` is what admins know it by.
 
+        If it is no `BoundSocket`, somebody else has it open as well, and will have it served again after a stop.
         ``express`` takes what may go the short way; without it all goes through ``app``.
         """
         self._config = uvicorn.Config(
@@ -94,7 +104,7 @@ class ApiServer:
         self._sock = sock
         self._name = name
         self._state = _State(name, limits or ConnectionLimits(), express)
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
 
     async def start(self) -> None:
         """Take connections; those that came since the socket was bound have waited."""
@@ -103,10 +113,8 @@ class ApiServer:
         def connect() -> _Protocol:
             return _Protocol(self._config, self._state)
 
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(connect, sock=self._sock, backlog=ACCEPTED_AT_ONCE)
-        # The loop takes its backlog for both: how many it accepts at once, and how many may wait to be accepted.
-        self._sock.listen(BACKLOG)
+        self._acceptor = Acceptor(self._sock, connect)
+        self._acceptor.start()
 
     @property
     def connections(self) -> int:
@@ -134,21 +142,37 @@ class ApiServer:
         self._state.room.limits = limits
 
     async def stop(self, grace_ms: int) -> None:
-        """Take no new connections, close idle ones, answer what is in work for at most ``grace_ms``, then close.
+        """Take no new connections, answer what is in work or on the way for at most ``grace_ms``, then close.
 
         What is in work after that is answered with 503. No answer is cut off in the middle, unless its client does not
-        read it.
+        read it. Where the socket goes on without us, clients that keep a connection may use it once more, and those
+        that wait to be accepted go on waiting.
         """
+        loop = asyncio.get_running_loop()
+        ends_s = loop.time() + grace_ms / 1000
+        goes_on = not isinstance(self._sock, BoundSocket)
         if isinstance(self._sock, BoundSocket):
             self._sock.unlink()
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._acceptor is not None:
+            await self._acceptor.stop(drain=not goes_on)
         self._sock.close()
-        self._state.look_no_more()
+        self._state.stop()
         for connection in list(self._state.connections):
             connection.shutdown()
-        await self._wait_until_idle(grace_ms / 1000)
+        if goes_on:
+            await self._wait_until_idle(min(_ONCE_MORE_S, grace_ms / 1000))
+        # One that is new was made for a request that has not come yet.
+        self._end_idle(lambda connection: connection.was_used)
+        await self._wait_until_idle(ends_s - loop.time())
+        self._end_idle(lambda _connection: True)
+        await self._end_what_is_left()
+
+    def _end_idle(self, which: Callable[[_Protocol], bool]) -> None:
+        for connection in list(self._state.connections):
+            if isinstance(connection, _Protocol) and which(connection):
+                connection.end_idle()
+
+    async def _end_what_is_left(self) -> None:
         for connection in list(self._state.connections):
             # Its client does not read: nothing more can be said to it.
             if isinstance(connection, _Protocol) and connection.flow.write_paused:
@@ -185,7 +209,7 @@ class _State(ServerState):
         self._name = name
         self._timer: asyncio.TimerHandle | None = None
         self._logged_at_s: float | None = None
-        self._stopping = False
+        self.stopping = False
 
     def watch_tasks(self) -> None:
         for task in self.tasks:
@@ -214,7 +238,7 @@ class _State(ServerState):
 
     def _look_next(self, loop: asyncio.AbstractEventLoop) -> None:
         deadline_s = self.room.next_deadline_s()
-        if deadline_s is None or self._stopping:
+        if deadline_s is None or self.stopping:
             return
         if self._timer is not None:
             if self._timer.when() <= deadline_s:
@@ -222,9 +246,9 @@ class _State(ServerState):
             self._timer.cancel()
         self._timer = loop.call_at(deadline_s, self._look, loop)
 
-    def look_no_more(self) -> None:
-        """The server stops, and ends the connections in its own way."""
-        self._stopping = True
+    def stop(self) -> None:
+        """The server stops: it ends the connections in its own way, each after its next answer at the latest."""
+        self.stopping = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -315,6 +339,10 @@ class _Protocol(HttpToolsProtocol):
     def unsent_bytes(self) -> int:
         return self.transport.get_write_buffer_size()
 
+    @property
+    def was_used(self) -> bool:
+        return self._current() is not None
+
     # What the transport tells
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
@@ -381,7 +409,7 @@ class _Protocol(HttpToolsProtocol):
             raise ValueError(self._fault)  # which becomes the parser's error, without the text
         super().on_headers_complete()
         # An answer that goes out before the body came whole is the last one: the rest of the body is not waited for.
-        self._keep_alive = self.cycle.keep_alive and not upgrade
+        self._keep_alive = self.cycle.keep_alive and not upgrade and not self.server_state.stopping
         self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -407,8 +435,29 @@ class _Protocol(HttpToolsProtocol):
         self._observe()
 
     def shutdown(self) -> None:
+        """Close after the next answer, and tell the client with it."""
         self._keep_alive = False
-        super().shutdown()
+        cycle = self._current()
+        if cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False
+
+    def end_idle(self) -> None:
+        """Close if no request was begun, so that none can be lost: a client that comes too late can't send any of it.
+
+        Reading is shut down first. From then on the client's sends fail with EPIPE before a byte of them is taken; what
+        it sent before that is here, is read by the loop, and is answered.
+        """
+        if self._phase is not Phase.IDLE or self.transport.is_closing() or self._came():
+            return
+        with contextlib.suppress(OSError):  # the client was quicker
+            self.transport.get_extra_info("socket").shutdown(socket.SHUT_RD)
+        if not self._came():
+            self.transport.close()
+
+    def _came(self) -> bool:
+        """Whether something was received that the loop has not read yet."""
+        waiting = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+        return any(waiting)
 
     def linger(self) -> None:
         """Close the connection; while its client is still sending a body, drop some of that first."""
@@ -426,7 +475,7 @@ class _Protocol(HttpToolsProtocol):
                 limit_s = self.server_state.room.limits.head_s
                 self.send_400_response(f"its head did not come whole within {limit_s:g} s")
             case Phase.IDLE if not self.unsent_bytes:
-                self.transport.close()
+                self.end_idle()
             case Phase.IDLE | Phase.ANSWER | Phase.LINGER:  # nobody reads: closing would wait for that
                 self.transport.abort()
 
@@ -478,7 +527,8 @@ class _Protocol(HttpToolsProtocol):
         if known is None or express is None or len(received) != end + len(_HEAD_END) + known.length:
             return False
         before = self._current()
-        cycle = self.cycle = _ExpressCycle(self.transport)  # type: ignore[assignment]  # as much as is looked at
+        keep = not self.server_state.stopping
+        cycle = self.cycle = _ExpressCycle(self.transport, keep)  # type: ignore[assignment]  # as much as is looked at
 
         def answer(content: bytes) -> None:
             self._answer_express(cycle, content)

@@ -134,7 +134,10 @@ def _identity(path: Path) -> tuple[int, int]:
 
 def _reason(error: OSError, gid: int | None) -> str:
     if isinstance(error, PermissionError) and gid is not None:
-        return f"{error.strerror} (may this user write to the folder, and is it in the group {gid}?)"
+        return (
+            f"{error.strerror} (may this user write to the folder, is it in the group {gid}, and does its unit allow"
+            " chown? See systemd/examples/without-socket-units.conf)"
+        )
     if error.errno is None:  # raised by Python itself, which knows the limit
         return f"{error}; a socket's path may have about 100 bytes"
     return error.strerror or str(error)

@@ -855,6 +855,19 @@ class SqliteStore:
         """Commands finished so far; while some wait (`facts`), this must grow."""
         return self._writer.deliveries
 
+    def progress(self) -> tuple[int, ...]:
+        """Values that change while the writer gets on, also in the middle of something long; asked again and again."""
+        return self._writer.progress()
+
+    def working(self) -> tuple[int, ...]:
+        """Those of `progress` that change while it is in the middle of something long."""
+        return self._writer.working()
+
+    @property
+    def writer_thread(self) -> int | None:
+        """The thread that writes, as `threading` knows it."""
+        return self._writer.thread_id
+
     def look_after(self, *, say_again: bool = False) -> None:
         """Notice what nobody's request would show while little happens; to be called every few seconds.
 

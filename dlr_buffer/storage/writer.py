@@ -48,6 +48,8 @@ LONGEST_LOG_BYTES: Final = 4 * CHECKPOINT_BYTES
 MAX_WAITING_ROWS: Final = 200_000
 BULK_ROWS_AT_ONCE: Final = 2_000
 _MOST_SAID: Final = 100
+_LONGEST_CHECKPOINT_S: Final = 600.0
+"""So long may the system take to sync a large log, of which nothing can be seen from here."""
 _RETURNING: Final = 1 / 3
 """So many of those who were answered just now are waited for; the others mostly come while these are sorted."""
 _MOST_PATIENCE_S: Final = 0.001
@@ -154,6 +156,7 @@ class Writer:
         self._full_at: int | None = None
         """How many bytes were free when not even a checkpoint made room; it is not tried again before that changes."""
         self._look: asyncio.Future[Any] | None = None
+        self._bringing_in_since_s: float | None = None
         self._unchecked = True
         """Whether something was committed since the whole log was brought in."""
 
@@ -246,6 +249,27 @@ class Writer:
         self._look = self._enqueue(Lane.CLAIM, 0, None, None, (), look)
         if self.trouble is not None:
             self._look = self._enqueue(Lane.SWEEP, 0, _write_a_page, None, (), None)
+
+    @property
+    def thread_id(self) -> int | None:
+        """The writer's thread, as `threading` knows it."""
+        return self._thread.ident
+
+    def progress(self) -> tuple[int, ...]:
+        """Values that change while the writer gets on: asked when it is idle, it answers something that costs nothing.
+
+        A command or a checkpoint may honestly take long: then it is seen from what its thread reads and writes, or,
+        where the system syncs a large log and nothing can be seen, believed for ten minutes.
+        """
+        if not self.waiting_commands:
+            self.afterwards(_nothing)
+        return self.deliveries, *self.working()
+
+    def working(self) -> tuple[int, int]:
+        """The part of `progress` that changes in the middle of a command or a checkpoint as well."""
+        since, now = self._bringing_in_since_s, time.monotonic()
+        syncing = int(now * 1000) if since is not None and now < since + _LONGEST_CHECKPOINT_S else 0
+        return syncing, _moved_bytes(self._thread.native_id)
 
     def broken(self, error: StoreUnavailable) -> None:
         """Give up: a reader found that the database can't be trusted any more."""
@@ -599,6 +623,7 @@ class Writer:
         """Checkpoint; returns whether all of the log is in the database now."""
         # A reader that still looks into the log is not waited for: the next group tries again.
         connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        self._bringing_in_since_s = time.monotonic()
         whole = False
         try:
             busy, logged, done = connection.exec_driver_sql(f"PRAGMA wal_checkpoint({mode})").one()
@@ -613,6 +638,7 @@ class Writer:
                     self._full_at = self._free_bytes()
                 self._say(f"checkpoint: {known}", f"checkpoint put off: {known}")
         finally:
+            self._bringing_in_since_s = None
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
             self._note_checkpoint()
         return whole
@@ -698,6 +724,20 @@ def _write_a_page(tx: Transaction) -> None:
     state = schema.queue_state
     tx.connection.execute(update(state).values(next_message=state.c.next_message + 1))
     # The transaction's last statement puts the number back.
+
+
+def _nothing(_connection: Connection) -> None:
+    """Only show that the writer turns."""
+
+
+def _moved_bytes(thread: int | None) -> int:
+    """What a thread of this process has read and written so far; 0 where the kernel does not tell."""
+    try:
+        with open(f"/proc/self/task/{thread}/io", encoding="ascii") as file:  # noqa: PTH123 - nothing to be joined
+            facts = dict(line.split(": ") for line in file)
+        return int(facts["rchar"]) + int(facts["wchar"])
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def free_bytes(path: str) -> int:

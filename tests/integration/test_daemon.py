@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import sqlite3
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,9 +26,11 @@ from dlr_buffer.config import (
     ApiSettings,
     BatchSettings,
     Configuration,
+    ConfigurationError,
     DatabaseSettings,
     LogSettings,
     MessageSettings,
+    Problem,
     RetentionSettings,
     RetrySettings,
     Secret,
@@ -36,6 +40,7 @@ from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.health import HealthState
 from dlr_buffer.simulator import Hang, Request, Simulator, SimulatorSettings
 from dlr_buffer.storage.writer import Lane
+from dlr_buffer.watchdog import Watchdog
 from tests.clocks import FakeClock
 from tests.integration.storage.conftest import migrated, path
 from tests.loops import on_loop
@@ -129,6 +134,11 @@ class Site:
         assert answer.json()["queued"] == len(message_ids), answer.text
 
 
+async def changed(look: Callable[[], object], before: object) -> None:
+    """Let the loop turn until something is another than before."""
+    await eventually(lambda: look() != before)
+
+
 async def eventually(reached: Callable[[], object]) -> None:
     """Let the loop turn until something holds."""
     async with asyncio.timeout(20):
@@ -179,16 +189,18 @@ async def test_start_and_stop_in_order(site: Site) -> None:
         systemd.setblocking(False)  # noqa: FBT003 - the standard library's signature
         site.environ["NOTIFY_SOCKET"] = str(notify)
         async with site.running() as daemon:
-            assert systemd.recv(100) == b"READY=1"
+            told = received(systemd)
+            assert told[0] == f"STATUS=Opening the queue {site.database}"
+            assert told[-2:] == ["STATUS=0 messages waiting, 0 receipts pending, 0 dead", "READY=1"]
+            assert set(told[1:-2]) == {"EXTEND_TIMEOUT_USEC=20000000"}
             assert (await site.call("GET", "/healthz", admin=False)).status_code == 200
             await daemon._housekeeping()
-            assert systemd.recv(200) == b"STATUS=0 messages waiting, 0 receipts pending, 0 dead"
             await daemon.reload(site.configuration())
             assert systemd.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
             assert systemd.recv(100) == b"READY=1"
-        assert systemd.recv(100) == b"STOPPING=1"
-        with pytest.raises(BlockingIOError):
-            systemd.recv(100)
+        stopping, extended, *rest = received(systemd)
+        assert (stopping, extended) == ("STOPPING=1", "EXTEND_TIMEOUT_USEC=15000000")
+        assert rest[-1].startswith(("STATUS=Stopping: closing", "EXTEND_TIMEOUT_USEC="))
     assert sorted(each.name for each in site.folder.iterdir()) == ["notify"]
     del site.environ["NOTIFY_SOCKET"]
     async with site.running():
@@ -578,4 +590,238 @@ async def test_the_status_line_names_troubled_accounts(site: Site) -> None:
         await daemon.flusher.pause("default")
         await site.report("m")
         await site.call("POST", "/v1/messages", {"message_id": "n"}, admin=False)
-        assert daemon._status_line() == ("1 messages waiting, 1 receipts pending, 0 dead; default paused")
+        assert daemon._status_line() == "1 message waiting, 1 receipt pending, 0 dead; default paused"
+        await daemon._housekeeping()
+        site.clock.advance(3 * 60_000)
+        await daemon.reload_from(unreadable)
+        assert daemon._status_line() == (
+            "1 message waiting, 1 receipt pending (oldest 3 min), 0 dead; default paused, last reload failed"
+        )
+
+
+def unreadable() -> Configuration:
+    """A configuration with two errors, as `load` raises it."""
+    raise ConfigurationError((Problem("a.b", "is no key\nat all"), Problem("c", "is none either")))
+
+
+@on_loop
+async def test_a_reload_that_failed_is_an_alarm(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """A configuration that can't be read changes nothing; log, alarm, status and metric say so until one is taken."""
+    async with site.running() as daemon:
+        before = daemon.configuration
+        await daemon.reload_from(unreadable)
+        assert daemon.configuration is before
+        assert "not reloaded, the old configuration stays" in caplog.text
+        (alarm,) = daemon.facts().alarms
+        assert alarm.endswith("a.b: is no key; c: is none either")
+        shown = (await site.call("GET", "/v1/status")).json()["configuration"]
+        assert (shown["reloads"], shown["error"]) == (1, "a.b: is no key; c: is none either")
+        assert "dlr_buffer_reload_failed 1.0" in (await site.call("GET", "/metrics")).text
+        await daemon.reload_from(site.configuration)
+        assert daemon.facts().alarms == ()
+        shown = (await site.call("GET", "/v1/status")).json()["configuration"]
+        assert (shown["reloads"], shown["error"]) == (2, None)
+        assert "dlr_buffer_reload_failed 0.0" in (await site.call("GET", "/metrics")).text
+
+
+@on_loop
+async def test_sockets_that_are_handed_over(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """The daemon serves what systemd listens on, touches neither file nor mode, and says what has no effect then.
+
+    One that was not handed over it makes itself; who connects while no daemon runs is answered by the next.
+    """
+    place = site.folder / "handed-over"
+    with closing(socket.socket(socket.AF_UNIX)) as listening:
+        listening.bind(str(place))
+        listening.listen(10)
+        place.chmod(0o640)
+        api = ApiSettings(site.folder / "client.sock", site.folder / "admin.sock", client_mode=0o600)
+        configuration = replace(site.configuration(), api=api)
+        for _ in range(2):
+            waiting = socket.socket(socket.AF_UNIX)
+            waiting.connect(str(place))
+            waiting.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            handed_over = listening.dup()
+            handed_over.setblocking(False)  # noqa: FBT003 - as above
+            daemon = Daemon(
+                configuration, clock=site.clock, environ=site.environ, sockets={"client": handed_over}
+            )
+            await daemon.start()
+            assert not (site.folder / "client.sock").exists()
+            assert (site.folder / "admin.sock").exists()
+            waiting.setblocking(False)  # noqa: FBT003 - as above
+            answer = await asyncio.get_running_loop().sock_recv(waiting, 100)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            waiting.close()
+            await daemon.stop()
+            assert place.stat().st_mode & 0o777 == 0o640
+    assert f"systemd listens on {place}, but api.client_socket is {api.client_socket}" in caplog.text
+    assert "api.client_mode: without effect" in caplog.text
+    assert "api.admin_mode" not in caplog.text
+
+
+WATCHDOG_S = 3600
+"""So long that its own thread never looks: the tests do."""
+
+
+@asynccontextmanager
+async def watched(site: Site) -> AsyncIterator[tuple[Daemon, Watchdog, socket.socket]]:
+    """A daemon whose watchdog was told of every part, and the socket on which it pings."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
+        systemd.bind(str(site.folder / "notify"))
+        systemd.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        site.environ |= {
+            "NOTIFY_SOCKET": str(site.folder / "notify"),
+            "WATCHDOG_USEC": str(WATCHDOG_S * 1_000_000),
+            "WATCHDOG_PID": str(os.getpid()),
+        }
+        async with site.running() as daemon:
+            watchdog = daemon._watchdog
+            assert watchdog is not None
+            await eventually(watchdog._answered.is_set)
+            assert watchdog.look() == frozenset()
+            assert "WATCHDOG=1" in received(systemd)
+            yield daemon, watchdog, systemd
+
+
+async def look(site: Site, watchdog: Watchdog) -> frozenset[str]:
+    """Look again as the watchdog's thread would, a quarter of its time later."""
+    await eventually(watchdog._answered.is_set)
+    site.clock.advance(WATCHDOG_S * 1000 // 4)
+    return watchdog.look()
+
+
+async def idle(daemon: Daemon) -> None:
+    """Let the writer answer what it was asked, and each account's loop turn."""
+    assert daemon._watchdog is not None
+    await eventually(daemon._watchdog._answered.is_set)
+    await eventually(lambda: not daemon.store.facts().waiting_commands)
+
+
+@on_loop
+async def test_the_watchdog_is_told_while_all_get_on(site: Site) -> None:
+    """Nothing to do is no stall: an idle daemon pings at least twice in the watchdog's time."""
+    async with watched(site) as (daemon, watchdog, systemd):
+        for _ in range(8):
+            await idle(daemon)
+            assert await look(site, watchdog) == frozenset()
+        assert received(systemd).count("WATCHDOG=1") == 4
+
+
+async def stall_writer(daemon: Daemon, held: threading.Event) -> None:
+    """Let the writer's thread wait."""
+    hangs = threading.Event()
+
+    def hang(_connection: Connection) -> None:
+        hangs.set()
+        assert held.wait(60)
+
+    daemon.store._writer.afterwards(hang)
+    await asyncio.to_thread(hangs.wait, 60)
+
+
+async def stall_flusher(daemon: Daemon, held: threading.Event) -> None:
+    """Let the account's loop wait."""
+    waits = asyncio.Event()
+
+    async def wait() -> None:
+        waits.set()
+        while not held.is_set():  # noqa: ASYNC110 - set from elsewhere
+            await asyncio.sleep(0)
+
+    account = daemon.flusher._running["default"]
+    account._close_retired = wait  # type: ignore[method-assign]
+    account.wake()
+    await waits.wait()
+
+
+@pytest.mark.parametrize(
+    ("part", "stall"), [("the writer", stall_writer), ("flushing of account default", stall_flusher)]
+)
+@on_loop
+async def test_a_part_that_stalls_is_named_and_stops_the_ping(
+    site: Site,
+    caplog: pytest.LogCaptureFixture,
+    part: str,
+    stall: Callable[[Daemon, threading.Event], Awaitable[None]],
+) -> None:
+    """After half of the watchdog's time the log names the part, alone, and no ping is sent until it gets on."""
+    held = threading.Event()
+    async with watched(site) as (daemon, watchdog, systemd):
+        try:
+            await stall(daemon, held)
+            for _ in range(6):
+                if stall is not stall_writer:
+                    await idle(daemon)
+                seen = await look(site, watchdog)
+            assert seen == {part}
+            received(systemd)
+            assert await look(site, watchdog) == {part}
+            assert "WATCHDOG=1" not in received(systemd)
+            (said,) = [each for each in caplog.records if each.levelno == logging.CRITICAL]
+            assert said.getMessage().startswith(f"{part} has not got on for 1800 s")
+            assert ("in hang" in caplog.text) == (part == "the writer")
+        finally:
+            held.set()
+        await idle(daemon)
+        await look(site, watchdog)
+        await idle(daemon)
+        assert await look(site, watchdog) == frozenset()
+        assert "WATCHDOG=1" in received(systemd)
+        assert f"{part} gets on again" in caplog.text
+
+
+@on_loop
+async def test_an_event_loop_that_hangs_is_named(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """While the loop does not turn, the watchdog's thread says so, with the place where it hangs."""
+    async with watched(site) as (_daemon, watchdog, systemd):
+        # Nothing is awaited here: the loop is in this function.
+        for _ in range(3):
+            site.clock.advance(WATCHDOG_S * 1000 // 4)
+            seen = watchdog.look()
+        assert seen == {"the event loop"}
+        received(systemd)
+        assert watchdog.look() == seen
+        assert "WATCHDOG=1" not in received(systemd)
+        assert "the event loop has not got on" in caplog.text
+        assert "test_an_event_loop_that_hangs_is_named" in caplog.text
+
+
+@pytest.mark.parametrize("working", ["checkpoint", "reading"])
+@on_loop
+async def test_something_long_and_honest_is_no_stall(site: Site, working: str) -> None:
+    """A writer that syncs a large log, or reads and writes for long, gets on, and so does who waits for it."""
+    held, hangs = threading.Event(), threading.Event()
+
+    def work(_connection: Connection) -> None:
+        with Path("/dev/zero").open("rb", buffering=0) as zeros:
+            hangs.set()
+            while not held.is_set():
+                if working == "reading":
+                    zeros.read(4096)
+
+    async with watched(site) as (daemon, watchdog, systemd):
+        daemon.store._writer.afterwards(work)
+        await asyncio.to_thread(hangs.wait, 60)
+        if working == "checkpoint":
+            daemon.store._writer._bringing_in_since_s = time.monotonic()
+        try:
+            daemon.flusher.wake({"default": 1})
+            for _ in range(8):
+                before = daemon.store.working()
+                await changed(daemon.store.working, before)
+                assert await look(site, watchdog) == frozenset()
+            assert "WATCHDOG=1" in received(systemd)
+        finally:
+            daemon.store._writer._bringing_in_since_s = None
+            held.set()
+
+
+def received(systemd: socket.socket) -> list[str]:
+    """Every datagram that came."""
+    found = []
+    while True:
+        try:
+            found.append(systemd.recv(4096).decode())
+        except BlockingIOError:
+            return found

@@ -68,7 +68,8 @@ done
 mkdir -p "$ROOT/etc/systemd/journald.conf.d"
 printf '[Journal]\nAudit=\nReadKMsg=no\n' >"$ROOT/etc/systemd/journald.conf.d/host-kernel.conf"
 # What the host itself has installed of the service that is to be tested.
-rm -rf "$UNITS"/dlr-buffer.* "$ROOT"/{etc,opt,var/lib}/dlr-buffer "$ROOT/usr/local/bin/dlr-buffer"
+rm -rf "$UNITS"/dlr-buffer* "$ROOT"/usr/{local/,}lib/systemd/system/dlr-buffer* "$ROOT"/{etc,opt,var/lib}/dlr-buffer \
+	"$ROOT/usr/local/bin/dlr-buffer" "$ROOT"/{etc,usr/lib}/{sysusers,tmpfiles}.d/dlr-buffer.conf
 
 cd "$ROOT"
 mkdir -p .old

@@ -133,6 +133,11 @@ class Machine:
         """End it at once; nothing of it is left."""
         self._end()
 
+    @property
+    def root(self) -> Path:
+        """Its root folder, as this machine sees it."""
+        return Path(f"/proc/{self._pid}/root")
+
     def run(
         self,
         *command: str,

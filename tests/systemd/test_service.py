@@ -24,7 +24,9 @@ from tests.systemd.machine import Machine, eventually, unfit
 pytestmark = pytest.mark.timeout(300)  # whichever test comes first boots the machine and installs
 
 APP = "my-app"
-"""The app of docs/operations.md, which joins the service's group there."""
+"""The app of docs/operations.md, which joins the apps' group there."""
+ADMIN = "ada"
+"""The admin of docs/operations.md, who joins the admins' group there and is not root."""
 STRANGER = "stranger"
 """A user of the machine who has nothing to do with the service."""
 PASSWORD = "correct-horse-battery"
@@ -32,6 +34,7 @@ UPSTREAM = "https://smartswitch.example.com/api/dlr"
 SERVICE_PYTHON = "/opt/dlr-buffer/venv/bin/python"
 ETC = "/etc/dlr-buffer"
 UNIT = "dlr-buffer.service"
+UNITS = "/usr/local/lib/systemd/system"
 STEPS = [
     (block, step)
     for section in ON_A_MACHINE
@@ -77,7 +80,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         editor.write_text(EDITOR)
         machine.ask("chmod", "--recursive", "a+rX", "/share")
         machine.ask("install", "-m", "0755", "/share/editor", "/usr/local/bin/editor")
-        for user in (APP, STRANGER):
+        for user in (APP, ADMIN, STRANGER):
             machine.ask("useradd", "--system", "--user-group", "--shell", "/usr/sbin/nologin", user)
         yield machine
 
@@ -150,7 +153,7 @@ def test_all_that_the_documents_reported_reached_smartswitch(service: Machine) -
 
 def test_the_unit_verifies(service: Machine) -> None:
     """No complaint comes from systemd about the unit as it is installed."""
-    done = service.run("systemd-analyze", "verify", f"/etc/systemd/system/{UNIT}")
+    done = service.run("systemd-analyze", "verify", f"{UNITS}/{UNIT}")
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -169,7 +172,7 @@ def test_the_daemon_says_that_it_is_ready(service: Machine) -> None:
 
 
 def test_files_and_sockets_have_the_promised_owners(service: Machine) -> None:
-    """Secrets are root's and the service's, the client socket its group's, the admin socket its own."""
+    """Secrets are root's and the service's, the client socket is the apps' group's, the other the admins' group's."""
     said = service.ask(
         *("stat", "--format=%n %a %U %G"),
         *(
@@ -181,18 +184,25 @@ def test_files_and_sockets_have_the_promised_owners(service: Machine) -> None:
     )
     assert said.splitlines() == [
         f"{ETC}/config.toml 640 root dlr-buffer",
-        "/run/dlr-buffer/client.sock 660 dlr-buffer dlr-buffer",
-        "/run/dlr-buffer/admin.sock 600 dlr-buffer dlr-buffer",
+        "/run/dlr-buffer/client.sock 660 root dlr-buffer-client",
+        "/run/dlr-buffer/admin.sock 660 root dlr-buffer-admin",
         "/var/lib/dlr-buffer 700 dlr-buffer dlr-buffer",
     ]
 
 
 @pytest.mark.parametrize(
     ("user", "name", "code"),
-    [(APP, "client", 0), (APP, "admin", 7), (STRANGER, "client", 7), (STRANGER, "admin", 7)],
+    [
+        (APP, "client", 0),
+        (APP, "admin", 7),
+        (ADMIN, "client", 7),
+        (ADMIN, "admin", 0),
+        (STRANGER, "client", 7),
+        (STRANGER, "admin", 7),
+    ],
 )
 def test_who_may_connect(service: Machine, user: str, name: str, code: int) -> None:
-    """An app in the group reaches the client socket, but not the admin socket; others reach neither (curl's 7)."""
+    """Apps in their group reach the client socket, admins in theirs the admin socket, others neither (curl's 7)."""
     done = service.run(
         *(
             "curl",
@@ -205,6 +215,17 @@ def test_who_may_connect(service: Machine, user: str, name: str, code: int) -> N
         user=user,
     )
     assert done.returncode == code, done.stdout
+
+
+def test_an_admin_need_not_read_the_configuration(service: Machine) -> None:
+    """For a member of the admins' group `status` works without a word about the file with login and password."""
+    assert service.run("cat", f"{ETC}/config.toml", user=ADMIN).returncode != 0
+    done = service.run("dlr-buffer", "status", user=ADMIN)
+    assert done.returncode == 0, done.stdout
+    assert "config.toml" not in done.stdout
+    named = service.run("dlr-buffer", "--config", f"{ETC}/config.toml", "status", user=ADMIN)
+    assert named.returncode == 1
+    assert "cannot be read" in named.stdout
 
 
 def test_reload_is_told_to_systemd(service: Machine) -> None:
@@ -256,7 +277,7 @@ def test_a_stop_is_clean(service: Machine) -> None:
         "ExecMainCode": "1",
         "ExecMainStatus": "0",
     }
-    assert service.run("ls", "/run/dlr-buffer").returncode != 0
+    eventually(lambda: service.run("ls", "-A", "/run/dlr-buffer").stdout == "")
     done = service.run("dlr-buffer", "status")
     assert done.returncode == 69
     assert "systemctl status dlr-buffer" in done.stdout
@@ -333,9 +354,10 @@ def test_uninstall_leaves_queue_and_configuration(service: Machine) -> None:
         assert done.returncode == 0, done.stdout
     assert service.run("ps", "-p", pid).returncode != 0
     assert service.facts(UNIT, "LoadState") == {"LoadState": "not-found"}
-    for gone in ("/opt/dlr-buffer", "/usr/local/bin/dlr-buffer", f"/etc/systemd/system/{UNIT}"):
+    for gone in ("/opt/dlr-buffer", "/usr/local/bin/dlr-buffer", f"{UNITS}/{UNIT}"):
         assert service.run("ls", "-d", gone).returncode != 0
-    assert service.ask("find", "/etc/systemd/system", "-name", UNIT) == ""
+    assert service.ask("find", "/etc/systemd/system", UNITS, "-name", "dlr-buffer*.service") == ""
+    assert service.ask("find", "/etc/systemd/system", UNITS, "-name", "dlr-buffer*.socket") == ""
     service.ask("ls", f"{ETC}/config.toml", f"{ETC}/default.password", "/var/lib/dlr-buffer/queue.db")
     service.ask("id", "dlr-buffer")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlr_buffer import clock as clock_module
 from dlr_buffer.clock import BootClock, SystemBootClock, parse_rfc3339, rfc3339
 from tests.clocks import START_MS, FakeClock
 from tests.loops import on_loop
@@ -64,6 +66,33 @@ def test_the_system_clock_tells_of_one_machine() -> None:
     assert clock.boot_id() == boot != ""
     assert clock.boottime_ms() > 0
     assert clock.synchronised() in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "synchronised"),
+    [("yes", 0, True), ("no", 0, False), ("yes", 1, False), ("", 127, False)],
+)
+def test_systemd_is_asked_where_the_kernel_may_not_be(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    code: int,
+    synchronised: bool,  # noqa: FBT001 - a row
+) -> None:
+    """Where the service's unit forbids the system call, timedatectl tells; without its answer nothing is trusted."""
+    program = tmp_path / "timedatectl"
+    if code != 127:
+        program.write_text(f"#!/bin/sh\necho {said}\nexit {code}\n")
+        program.chmod(0o755)
+    monkeypatch.setattr(clock_module, "_TIMEDATECTL", (str(program),))
+    monkeypatch.setattr(clock_module, "_kernel_synchronised", lambda: None)
+    clock = SystemBootClock()
+    assert clock.synchronised() is False
+    thread = clock._timedated._thread
+    assert thread is not None
+    thread.join(60)
+    assert clock.synchronised() is synchronised
+    assert clock._timedated._thread is thread, "not asked again so soon"
 
 
 @on_loop

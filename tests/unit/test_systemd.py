@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from dlr_buffer.systemd import Notifier, log_to_stderr
+from dlr_buffer.errors import DlrBufferError
+from dlr_buffer.systemd import Notifier, listen_sockets, log_to_stderr
 
 
 @contextmanager
@@ -96,6 +98,141 @@ def test_a_systemd_that_does_not_listen_is_no_reason_to_fail(
     """If the socket is gone the daemon says so and goes on."""
     Notifier({"NOTIFY_SOCKET": address}).ready()
     assert "systemd could not be told" in caplog.text
+
+
+def test_more_time_and_pings(address: str) -> None:
+    """Timeouts are extended in microseconds; a ping is a word of its own."""
+    with listening(address) as sock:
+        notifier = Notifier({"NOTIFY_SOCKET": address})
+        notifier.extend_timeout(2.5)
+        notifier.ping()
+        assert received(sock) == ["EXTEND_TIMEOUT_USEC=2500000", "WATCHDOG=1"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())}, 60.0),
+        ({"WATCHDOG_USEC": "500000"}, 0.5),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid() + 1)}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_whether_systemd_watches(environ: dict[str, str], seconds: float | None) -> None:
+    """Only a watchdog that is meant for this process counts, and none without a socket to ping."""
+    assert Notifier({"NOTIFY_SOCKET": "@x"} | environ).watchdog_s == seconds
+    assert Notifier(environ).watchdog_s is None
+
+
+NAMES = frozenset({"client", "admin"})
+
+
+@contextmanager
+def handed_over(
+    *sockets: socket.socket, names: str, pid: int | None = None
+) -> Iterator[tuple[dict[str, str], int]]:
+    """Descriptors one after another, as systemd hands them over, and the variables that tell of them."""
+    # High enough that nothing else has them.
+    first = 700
+    for descriptor, sock in enumerate(sockets, first):
+        os.dup2(sock.fileno(), descriptor)
+    try:
+        yield (
+            {
+                "LISTEN_PID": str(pid or os.getpid()),
+                "LISTEN_FDS": str(len(sockets)),
+                "LISTEN_FDNAMES": names,
+                "PATH": "/bin",
+            },
+            first,
+        )
+    finally:
+        for descriptor, _ in enumerate(sockets, first):
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+@contextmanager
+def unix_socket(address: str) -> Iterator[socket.socket]:
+    """A Unix socket that listens."""
+    with closing(socket.socket(socket.AF_UNIX)) as sock:
+        sock.bind(address)
+        sock.listen(5)
+        yield sock
+
+
+def test_sockets_are_taken_over_by_name(address: str) -> None:
+    """Each is found by its name, does not block, is not inherited by children, and the variables are gone."""
+    with (
+        unix_socket(address) as admin,
+        unix_socket(address + "2") as client,
+        handed_over(admin, client, names="admin:client") as (environ, first),
+    ):
+        sockets = listen_sockets(environ, NAMES, first=first)
+        assert {name: sock.getsockname() for name, sock in sockets.items()} == {
+            "admin": address,
+            "client": address + "2",
+        }
+        for sock in sockets.values():
+            assert not sock.getblocking()
+            assert not sock.get_inheritable()
+            sock.close()
+        assert environ == {"PATH": "/bin"}
+
+
+def test_sockets_of_another_process_are_left_alone(address: str) -> None:
+    """Variables that a parent left are no news for us; they are removed all the same. Without any, there is nothing."""
+    with (
+        unix_socket(address) as sock,
+        handed_over(sock, names="client", pid=os.getpid() + 1) as (environ, first),
+    ):
+        assert listen_sockets(environ, NAMES, first=first) == {}
+        assert environ == {"PATH": "/bin"}
+    assert listen_sockets({}, NAMES) == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("web", "called 'web': set FileDescriptorName= to admin or client"),
+        ("", "called 'unknown': set FileDescriptorName="),
+        ("client:client", "two sockets called 'client'"),
+        ("client", "LISTEN_FDNAMES has 1 names"),
+    ],
+)
+def test_a_name_that_means_nothing_is_an_error(address: str, names: str, said: str) -> None:
+    """A name that is unknown, missing or used twice is told with what to write."""
+    count = 1 if names in {"web", ""} else 2
+    with (
+        unix_socket(address) as sock,
+        handed_over(*[sock] * count, names=names) as (environ, first),
+        pytest.raises(DlrBufferError, match=said),
+    ):
+        listen_sockets(environ, NAMES, first=first)
+
+
+def test_what_is_no_listening_unix_socket_is_an_error(address: str) -> None:
+    """A datagram socket, one of the internet, one that does not listen, and no socket at all are told apart."""
+    kinds = [
+        (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), "ListenStream="),
+        (socket.create_server(("127.0.0.1", 0)), "ListenStream="),
+        (socket.socket(socket.AF_UNIX), "Accept=no"),
+    ]
+    for sock, said in kinds:
+        with (
+            sock,
+            handed_over(sock, names="client") as (environ, first),
+            pytest.raises(DlrBufferError, match=said),
+        ):
+            listen_sockets(environ, NAMES, first=first)
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "client"}
+    with pytest.raises(DlrBufferError, match="descriptor 999"):
+        listen_sockets(environ, NAMES, first=999)
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "many"}
+    with pytest.raises(DlrBufferError, match="is no number"):
+        listen_sockets(environ, NAMES)
 
 
 def test_journal_lines_begin_with_their_priority(

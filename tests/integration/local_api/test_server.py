@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
-from tests.integration.local_api.harness import Api, connect
+from dlr_buffer.local_api import ApiServer, create_app
+from dlr_buffer.local_api import server as server_module
+from tests.integration.local_api.harness import Api, ScriptedExpiry, connect
 
 REGISTER = b'POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{"message_id":"%b"}'
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -195,3 +199,156 @@ def test_stopping_twice_is_harmless(api: Api) -> None:
     """A second stop finds nothing to do."""
     api.run(api.servers["client"].stop(1000))
     api.run(api.servers["client"].stop(1000))
+
+
+class Shared:
+    """A listening socket that outlives the servers that serve it, as systemd's does; one server at a time."""
+
+    def __init__(self, api: Api, folder: Path) -> None:
+        """Listen."""
+        self.path = folder / "shared.sock"
+        self._api = api
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self.path))
+        self._listening.listen(100)
+
+    def serve(self) -> ApiServer:
+        """Start a server that serves it."""
+        handed_over = self._listening.dup()
+        handed_over.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        app = create_app(
+            self._api.queue,
+            accounts=self._api.daemon,
+            expiry=ScriptedExpiry(self._api.daemon),
+            vitals=self._api.daemon,
+            clock=self._api.clock,
+            admin=False,
+        )
+        server = ApiServer(app, handed_over, express=app.express)
+        self._api.run(server.start())
+        return server
+
+    def stop(self, server: ApiServer, grace_ms: int = 20_000) -> Future[None]:
+        """Begin to stop; returns once nothing is accepted any more."""
+        stopping = asyncio.run_coroutine_threadsafe(server.stop(grace_ms), self._api.loop)
+        self._api.run(asyncio.sleep(0))
+        return stopping
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._listening.close()
+
+
+@pytest.fixture
+def shared(api: Api, folder: Path) -> Iterator[Shared]:
+    """A socket as systemd hands it over."""
+    shared = Shared(api, folder)
+    yield shared
+    shared.close()
+
+
+def test_who_comes_during_a_restart_waits(shared: Shared) -> None:
+    """A connection that is made, and a request that is sent, while nobody serves is answered by the next server."""
+    shared.stop(shared.serve()).result(30)
+    raw = connect(shared.path)
+    raw.sendall(REGISTER % b"a")
+    server = shared.serve()
+    assert until(raw, b"}", 1).startswith(b"HTTP/1.1 201 ")
+    raw.close()
+    shared.stop(server).result(30)
+    assert shared.path.exists()
+
+
+@pytest.mark.parametrize("express", ["the short way", ""])
+def test_a_kept_connection_is_used_once_more_and_told_to_close(
+    shared: Shared, express: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a server stops, a client that keeps its connection still gets an answer, which says that it is the last."""
+    monkeypatch.setattr(server_module, "_ONCE_MORE_S", 20)
+    server = shared.serve()
+    raw = connect(shared.path)
+    request = REGISTER % b"a" if express else HEALTH
+    for _ in range(2):
+        raw.sendall(request)
+        until(raw, b"}", 1)
+    stopping = shared.stop(server)
+    raw.sendall(request)
+    received = everything(raw)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in received
+    stopping.result(30)
+
+
+def test_a_new_connection_is_waited_for(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was accepted just before the stop, and whose request comes after it, is answered."""
+    monkeypatch.setattr(server_module, "_ONCE_MORE_S", 0)
+    server = shared.serve()
+    raw = connect(shared.path)
+    stopping = shared.stop(server)
+    raw.sendall(REGISTER % b"a")
+    received = everything(raw)
+    assert received.startswith(b"HTTP/1.1 201 ")
+    assert b"connection: close" in received
+    stopping.result(30)
+
+
+def test_a_request_that_meets_the_end_is_answered_or_not_sent(api: Api, shared: Shared) -> None:
+    """When an idle connection is closed, what came before is answered; later nothing of a request can be sent.
+
+    So no client can be in doubt whether its request was acted on.
+    """
+    server = shared.serve()
+    raws = [connect(shared.path) for _ in range(2)]
+    for raw in raws:
+        raw.sendall(HEALTH)
+        until(raw, b'{"status":"ok"}', 1)
+    early, late = raws
+
+    async def send_and_end() -> None:
+        # In one turn of the loop: what is sent has come, but was not read.
+        early.sendall(REGISTER % b"e")
+        server._state.stop()
+        server._end_idle(lambda _connection: True)
+        with pytest.raises(BrokenPipeError):
+            late.sendall(REGISTER % b"l")
+
+    api.run(send_and_end())
+    assert everything(late) == b""
+    received = everything(early)
+    assert received.startswith(b"HTTP/1.1 201 ")
+    assert b"connection: close" in received
+    assert api.call("GET", "/v1/messages/l").status == 404
+    shared.stop(server).result(30)
+
+
+def test_many_who_connect_during_a_stop_are_all_answered(api: Api, shared: Shared) -> None:
+    """Whoever was accepted is answered by the server that stops, all others by the next one, and none is cut off."""
+    server = shared.serve()
+    raws = []
+    for number in range(60):
+        raw = connect(shared.path)
+        raw.sendall(REGISTER % b"%d" % (number % 10))
+        raws.append(raw)
+        if number == 40:
+            stopping = shared.stop(server)
+    stopping.result(30)
+    server = shared.serve()
+    for raw in raws:
+        assert until(raw, b"}", 1).startswith(b"HTTP/1.1 20")
+        raw.close()
+    shared.stop(server).result(30)
+
+
+def test_who_waits_to_be_accepted_by_a_socket_of_ours_is_answered(api: Api) -> None:
+    """A server that takes its socket away first accepts whoever has connected, and answers."""
+
+    async def connect_and_stop() -> socket.socket:
+        # In one turn of the loop: it has connected, but was not accepted.
+        raw = connect(api.paths["client"])
+        raw.sendall(REGISTER % b"a")
+        stopping.append(asyncio.ensure_future(api.servers["client"].stop(20_000)))
+        return raw
+
+    stopping: list[asyncio.Future[None]] = []
+    received = everything(api.run(connect_and_stop()))
+    assert received.startswith(b"HTTP/1.1 201 ")

@@ -147,6 +147,28 @@ def test_sockets_come_from_a_configuration_that_need_not_be_valid(folder: Path, 
     assert found == connection.Sockets(Path("/a"), connection.DEFAULT_ADMIN_SOCKET)
 
 
+def test_the_usual_configuration_need_not_be_readable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members of a socket's group who may not read /etc's configuration ask at the default socket, without a word."""
+    unreadable = folder / "config.toml"
+    monkeypatch.setattr(connection, "DEFAULT_CONFIG", unreadable)
+    monkeypatch.setattr(Path, "read_bytes", _refused)
+    args = argparse.Namespace(socket=None, config=None)
+    assert connection.find_sockets(args, {}) == connection.Sockets()
+    monkeypatch.setattr(Path, "open", _refused)
+    gone = DaemonUnreachable(connection.DEFAULT_ADMIN_SOCKET, "there is no such socket", errno=errno.ENOENT)
+    assert connection.unreachable_hint(gone).endswith(
+        f"({unreadable}, which may name one, is not yours to read)"
+    )
+    with pytest.raises(connection.ConfigurationUnusable, match="Permission denied"):
+        connection.find_sockets(args, {"DLR_BUFFER_CONFIG": str(unreadable)})
+    with pytest.raises(connection.ConfigurationUnusable, match="Permission denied"):
+        connection.find_sockets(argparse.Namespace(socket=None, config=unreadable), {})
+
+
+def _refused(*_arguments: object) -> bytes:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
 @pytest.mark.parametrize(
     "text", [None, "[api", "api = 7", '[api]\nclient_socket = "rel"', "[api]\nadmin_socket = 7"]
 )
