@@ -19,6 +19,8 @@ from dlr_buffer.local_api.connections import ACCEPTED_AT_ONCE
 
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _LOOK_AGAIN_S: Final = 1.0
+_DROPPED_AT_ONCE: Final = 16
+"""Connections whose clients have left already that are dropped for one that is taken."""
 
 _logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Acceptor:
         loop = asyncio.get_running_loop()
         for _ in range(ACCEPTED_AT_ONCE):
             try:
-                connection, _ = self._sock.accept()
+                connection = accept_present(self._sock)
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -88,3 +90,24 @@ class Acceptor:
         except OSError as error:
             connection.close()
             _logger.warning("a connection was lost as it came: %s", error)
+
+
+def accept_present(sock: socket.socket) -> socket.socket:
+    """Accept the next connection whose client is still there; BlockingIOError if there is none.
+
+    To serve a connection takes twenty times as long as to see that nobody will read the answer. So a client that
+    connects and leaves, again and again, does not keep others waiting behind what it left in the queue.
+    """
+    for _ in range(_DROPPED_AT_ONCE):
+        connection, _ = sock.accept()
+        if not _left(connection):
+            return connection
+        connection.close()
+    raise BlockingIOError(errno.EAGAIN, "more wait, for the next turn")
+
+
+def _left(connection: socket.socket) -> bool:
+    """Whether the client closed its end; not if it only ended its sending side, for then it waits for the answer."""
+    poll = select.poll()
+    poll.register(connection, 0)  # that it hung up is told unasked
+    return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import secrets
-import select
 import socket
 import stat
 from pathlib import Path
@@ -18,8 +17,6 @@ from dlr_buffer.errors import DlrBufferError
 
 BACKLOG = 1024
 _PROBE_TIMEOUT_S = 1.0
-_DROPPED_AT_ONCE = 16
-"""Connections whose clients have left already that are dropped at once; they take a fraction of a millisecond together."""
 
 
 class BoundSocket(socket.socket):
@@ -44,30 +41,10 @@ class BoundSocket(socket.socket):
                 if _identity(path) == self._identity:
                     path.unlink()
 
-    def accept(self) -> tuple[socket.socket, object]:
-        """Accept the next connection whose client is still there; BlockingIOError if there is none.
-
-        To serve a connection takes twenty times as long as to see that nobody will read the answer. So a client that
-        connects and leaves, again and again, does not keep others waiting behind what it left in the queue.
-        """
-        for _ in range(_DROPPED_AT_ONCE):
-            connection, address = super().accept()
-            if not _left(connection):
-                return connection, address
-            connection.close()
-        raise BlockingIOError(errno.EAGAIN, "more wait, for the next turn")
-
     def close(self) -> None:
         """Close, and remove the file."""
         self.unlink()
         super().close()
-
-
-def _left(connection: socket.socket) -> bool:
-    """Whether the client closed its end; not if it only ended its sending side, for then it waits for the answer."""
-    poll = select.poll()
-    poll.register(connection, 0)  # that it hung up is told unasked
-    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def bind(path: Path, mode: int, gid: int | None) -> BoundSocket:
