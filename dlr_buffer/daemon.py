@@ -20,13 +20,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from dlr_buffer import __version__
 from dlr_buffer.backoff import backoff_ms
 from dlr_buffer.clock import BootClock, Clock, SystemBootClock, rfc3339
-from dlr_buffer.config import AccountSettings, Configuration, RetrySettings, load, restart_needed
+from dlr_buffer.config import (
+    AccountSettings,
+    Configuration,
+    Problem,
+    RetrySettings,
+    SystemTrust,
+    certificate_warnings,
+    load,
+    next_expiry_ms,
+    restart_needed,
+)
 from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.expiry import Expiry
 from dlr_buffer.flusher.flusher import AccountPlan, Flusher
@@ -48,6 +59,7 @@ from dlr_buffer.receipt_queue.queue import QueueSettings, ReceiptQueue
 from dlr_buffer.receipts import QueueCounts, QueueOldest, RefusalPolicy
 from dlr_buffer.retention import Retention, RetentionSettings
 from dlr_buffer.smartswitch.client import SmartswitchClient, UpstreamSettings
+from dlr_buffer.smartswitch.transport import Proxy
 from dlr_buffer.storage.store import SqliteStore, StoreListeners
 from dlr_buffer.systemd import Notifier, log_to_stderr
 
@@ -92,6 +104,7 @@ class Daemon:
         self._stalled = False
         self._housekeepings = 0
         self._oldest = QueueOldest({}, {})
+        self._certificates_said: set[Problem] = set()
         self.failed = asyncio.Event()
         """Set when the database failed for good: the daemon has to end."""
         self.metrics = Metrics(counts=self._counts, accounts=self._views, gauges=self._gauges)
@@ -136,6 +149,7 @@ class Daemon:
             self._tick(self._housekeeping, HOUSEKEEPING_EVERY_S)
             self._tick(self.retention.sweep, RETENTION_EVERY_S)
             self._scheduler.start()
+            self._look_at_certificates()
         except BaseException:
             await self.stop()
             raise
@@ -174,6 +188,8 @@ class Daemon:
             logging.getLogger("dlr_buffer").setLevel(configuration.log.level.upper())
             await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
             _log.info("configuration reloaded")
+            self._certificates_said.clear()
+            self._look_at_certificates()
         finally:
             self._notifier.ready()
 
@@ -213,6 +229,13 @@ class Daemon:
             misfire_grace_time=None,
         )
 
+    def _look_at_certificates(self) -> None:
+        """Log what there is to say of certificates, each once until the next reload."""
+        found = set(certificate_warnings(self.configuration, self._clock.now_ms()))
+        for problem in sorted(found - self._certificates_said):
+            _log.warning("%s: %s", problem.path, problem.detail)
+        self._certificates_said = found
+
     async def _housekeeping(self) -> None:
         self.metrics.sample(self._clock.monotonic_ms())
         self._housekeepings += 1
@@ -223,6 +246,7 @@ class Daemon:
         progress = (self.store.deliveries, facts.waiting_commands)
         self._stalled = progress[1] > 0 and self._progress[1] > 0 and progress[0] == self._progress[0]
         self._progress = progress
+        self._look_at_certificates()
         self._notifier.status(self._status_line())
 
     def _status_line(self) -> str:
@@ -255,9 +279,10 @@ class Daemon:
     # From the configuration to what each part needs of it
 
     def _plans(self, configuration: Configuration) -> dict[str, AccountPlan]:
-        return {name: self._plan(account) for name, account in configuration.accounts.items()}
+        trust = SystemTrust()  # loaded anew at each reload, and once for all accounts
+        return {name: self._plan(account, trust) for name, account in configuration.accounts.items()}
 
-    def _plan(self, account: AccountSettings) -> AccountPlan:
+    def _plan(self, account: AccountSettings, trust: SystemTrust) -> AccountPlan:
         retry, batch = account.retry, account.batch
         wait = partial(backoff_ms, initial_ms=retry.initial_ms, max_ms=retry.max_ms, rng=self._rng)
         upstream = UpstreamSettings(
@@ -267,6 +292,7 @@ class Daemon:
             form=account.parameters == "form",
             timeout_ms=account.timeout_ms,
             concurrency=account.concurrency,
+            proxy=_proxy(account),
         )
         settings = FlushSettings(
             name=account.name,
@@ -285,7 +311,19 @@ class Daemon:
             rate_limit=account.rate_limit,
             paused=self.store.paused(account.name),
         )
-        return AccountPlan(settings, partial(SmartswitchClient, upstream, self._clock), upstream)
+        context, fingerprint = None, ""
+        if account.url.startswith("https:"):
+            context, fingerprint = account.tls.context, account.tls.fingerprint
+            if context is None:
+                context, fingerprint = trust.context(account.tls.min_version)
+        connect = partial(
+            SmartswitchClient,
+            upstream,
+            self._clock,
+            context,
+            on_repeat=partial(self.metrics.repeated, account.name),
+        )
+        return AccountPlan(settings, connect, (upstream, account.tls, fingerprint))
 
     # What the local API shows (its port Vitals)
 
@@ -345,6 +383,10 @@ class Daemon:
             if view.health not in (HealthState.OPEN, HealthState.PAUSED)
         ]
         alarms += [alarm for server in self._servers if (alarm := server.alarm) is not None]
+        alarms += [
+            f"{path}: {detail}"
+            for path, detail in certificate_warnings(self.configuration, self._clock.now_ms())
+        ]
         alarms += self._age_alarms()
         return tuple(alarms)
 
@@ -374,23 +416,33 @@ class Daemon:
                 f"Connections to the {name} socket answered 503 since the start: there were too many.",
                 server.refused,
             )
-        return connections | {
-            "database_size_bytes": ("Size of the database file.", facts.size_bytes),
-            "database_wal_bytes": ("Size of its write-ahead log.", facts.wal_bytes),
-            "database_free_bytes": ("Free space beside it.", facts.free_bytes),
-            "database_commits": ("Commits since the start.", facts.commits),
-            "database_checkpoints": ("Checkpoints since the start.", facts.checkpoints),
-            "waiting_rows": ("Rows that wait to be committed.", facts.waiting_rows),
-            "registration_stopped": (
-                "1 while there is less free space than min_free, so that registration answers 507.",
-                float(facts.free_bytes < self.configuration.database.min_free_bytes),
-            ),
-            "expiry_stopped": (
-                "1 while a clock alarm stops expiry.",
-                float(self.expiry.stop_reason is not None),
-            ),
-            "unhealthy": ("1 while /healthz would answer 503.", float(bool(self.problems()))),
-        }
+        certificates: dict[str, tuple[str, float]] = {}
+        if (expiry_ms := next_expiry_ms(self.configuration)) is not None:
+            certificates["client_certificate_expiry_timestamp_seconds"] = (
+                "When the first of the client certificates ends, in Unix time.",
+                expiry_ms / 1000,
+            )
+        return (
+            connections
+            | certificates
+            | {
+                "database_size_bytes": ("Size of the database file.", facts.size_bytes),
+                "database_wal_bytes": ("Size of its write-ahead log.", facts.wal_bytes),
+                "database_free_bytes": ("Free space beside it.", facts.free_bytes),
+                "database_commits": ("Commits since the start.", facts.commits),
+                "database_checkpoints": ("Checkpoints since the start.", facts.checkpoints),
+                "waiting_rows": ("Rows that wait to be committed.", facts.waiting_rows),
+                "registration_stopped": (
+                    "1 while there is less free space than min_free, so that registration answers 507.",
+                    float(facts.free_bytes < self.configuration.database.min_free_bytes),
+                ),
+                "expiry_stopped": (
+                    "1 while a clock alarm stops expiry.",
+                    float(self.expiry.stop_reason is not None),
+                ),
+                "unhealthy": ("1 while /healthz would answer 503.", float(bool(self.problems()))),
+            }
+        )
 
 
 _WAITING: Final = ("waiting", "enroute", "accepted", "unknown")
@@ -416,6 +468,14 @@ class _ExpiryPort:
         """Trust the clock again."""
         await self._expiry.resume()
         return self.view()
+
+
+def _proxy(account: AccountSettings) -> Proxy | None:
+    if account.proxy is None:
+        return None
+    parts = urlsplit(account.proxy)
+    credentials = None if account.proxy_credentials is None else account.proxy_credentials.reveal()
+    return Proxy(parts.hostname or "", parts.port or 0, credentials)
 
 
 def _shares(configuration: Configuration) -> Shares:

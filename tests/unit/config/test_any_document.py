@@ -92,6 +92,7 @@ VALUES = st.one_of(
 def document(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The document with a password file that is there."""
     path = tmp_path_factory.mktemp("etc") / "default.password"
+    path.touch(0o600)
     path.write_text(PASSWORD)
     return DOCUMENT.format(login=LOGIN, file=path)
 
