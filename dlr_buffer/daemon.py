@@ -14,9 +14,11 @@ import gc
 import logging
 import os
 import random
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -527,6 +529,7 @@ def run_daemon(config_path: Path | None) -> int:
 
     Returns the exit code: 0, or 1 if it could not start or the database failed.
     """
+    _leave_no_core()
     try:
         configuration = load(config_path, os.environ)
     except DlrBufferError as error:
@@ -538,6 +541,14 @@ def run_daemon(config_path: Path | None) -> int:
     except DlrBufferError as error:
         _log.critical("%s", error)
         return 1
+
+
+def _leave_no_core() -> None:
+    """See to it that no core dump holds the memory, in which the passwords are, whatever the unit says."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The limit does not hold for dumps that the kernel pipes into a program (core(5)): those get nothing of the memory.
+    with suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text("0", encoding="ascii")
 
 
 async def _run(configuration: Configuration, config_path: Path | None) -> int:
