@@ -107,6 +107,10 @@ class Nginx:
             for status, protocol, connection, number, length in map(str.split, lines)
         ]
 
+    def errors(self) -> str:
+        """What it logged beside requests."""
+        return (self.folder / "error.log").read_text()
+
     def reload(self, *directives: str) -> None:
         """Have it read its configuration anew, with other ``directives``; returns when new workers have taken over."""
         before = {worker.pid for worker in self._workers()}

@@ -20,7 +20,7 @@ from tests.acceptance.upstream.nginx import Nginx, absent
 
 pytestmark = pytest.mark.skipif(absent() is not None, reason=absent() or "")
 
-MANY = [f"15613706{number:05}" for number in range(3000)]
+MANY = [f"15613706{number:05}" for number in range(1500)]
 SHORT_LIVED = ("keepalive_requests 3;",)
 
 
@@ -34,18 +34,9 @@ def nginx_before(stand_in: StandIn, *directives: str) -> Iterator[Nginx]:
         yield nginx
 
 
-def configure(
-    site: Site,
-    nginx: Nginx,
-    *,
-    account: dict[str, object] | None = None,
-    batch: dict[str, object] | None = None,
-    **tls: object,
-) -> None:
+def configure(site: Site, nginx: Nginx, *, batch: dict[str, object] | None = None, **tls: object) -> None:
     """Write the daemon's configuration, with further keys of the table ``tls``."""
-    site.configure(
-        nginx.url, account=account, batch=batch, tables={"accounts.default.tls": {**nginx.tls, **tls}}
-    )
+    site.configure(nginx.url, batch=batch, tables={"accounts.default.tls": {**nginx.tls, **tls}})
 
 
 def report(site: Site, message_ids: Sequence[str]) -> None:
@@ -73,7 +64,7 @@ def check_each_once(stand_in: StandIn, message_ids: Sequence[str]) -> None:
 
 
 def test_the_defaults_fit_each_other(site: Site) -> None:
-    """Batches of any ids stay below nginx's 8 KiB for a request line, over few connections; TLS is the newest."""
+    """Batches of any ids stay below nginx's 8 KiB for a request line, over few connections."""
     ids = [f"a long id, with spaces and ümläuts {number:05}" for number in range(600)]
     with StandIn() as stand_in, nginx_before(stand_in) as nginx:
         configure(site, nginx)
@@ -84,7 +75,7 @@ def test_the_defaults_fit_each_other(site: Site) -> None:
         check_each_once(stand_in, [*MANY, *ids])
         seen = nginx.requests()
         assert {each.status for each in seen} == {200}
-        assert {each.protocol for each in seen} == {"TLSv1.3"}
+        assert {each.protocol for each in seen} <= {"TLSv1.2", "TLSv1.3"}  # by nginx's version
         assert max(each.length for each in seen) > 7000
         assert len({each.connection for each in seen}) < len(seen) / 2
         assert set(outcomes(site)) == {"acknowledged"}
@@ -110,20 +101,20 @@ def test_a_request_line_that_is_too_long(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "directives",
-    [SHORT_LIVED, ("keepalive_timeout 5ms;",), ("keepalive_timeout 0;",)],
-    ids=["requests", "time", "never"],
+    [(*SHORT_LIVED, "keepalive_timeout 5ms;"), ("keepalive_timeout 0;",)],
+    ids=["soon", "at once"],
 )
 def test_connections_that_do_not_live_long(site: Site, directives: tuple[str, ...]) -> None:
     """Nginx closes them after some requests, after some time or at once: no outage is counted, nothing sent twice."""
     with StandIn() as stand_in, nginx_before(stand_in, *directives) as nginx:
         configure(site, nginx, batch={"max_receipts": 5, "linger": "0s"})
         site.start()
-        ids = MANY[:1000]
+        ids = MANY[:400]
         # One after another, each when the one before has arrived: connections become idle again and again.
-        for message_id in ids[:100]:
+        for message_id in ids[:60]:
             report(site, [message_id])
             stand_in.wait_for(lambda record, wanted=message_id: wanted in record)  # type: ignore[misc] # mypy can't infer lambdas with defaults
-        report(site, ids[100:])
+        report(site, ids[60:])
         account = site.wait_until_sent()
         check_each_once(stand_in, ids)
         assert set(outcomes(site)) == {"acknowledged"}
@@ -137,7 +128,7 @@ def test_reloads_in_mid_load(site: Site) -> None:
         configure(site, nginx, batch={"max_receipts": 5, "linger": "0s"})
         site.start()
         report(site, MANY)
-        for number in range(8):
+        for number in range(6):
             before = stand_in.look(lambda record: record.requests)
             stand_in.wait_for(lambda record, least=before: record.requests > least + 5)  # type: ignore[misc] # as above
             nginx.reload(*(SHORT_LIVED if number % 2 else ()))
@@ -183,7 +174,8 @@ def test_a_client_certificate(site: Site) -> None:
         stranger = nginx.certificate("stranger", authority=trustme.CA())
         configure(site, nginx, client_cert=str(stranger))
         daemon.reload()
-        eventually(lambda: site.log.read_text("utf-8"), lambda log: "SSL certificate error" in log)
+        refused = "client SSL certificate verify error"
+        eventually(nginx.errors, lambda errors: refused in errors)
         assert "No required SSL certificate was sent" in site.log.read_text("utf-8")
         assert not stand_in.look(lambda record: record.requests)
         configure(site, nginx, client_cert=str(nginx.certificate("supplier")))
@@ -191,6 +183,21 @@ def test_a_client_certificate(site: Site) -> None:
         account = site.wait_until_sent()
         assert (account["receipts"]["acknowledged"], account["receipts"]["dead"]) == (50, 0)
         check_each_once(stand_in, MANY[:50])
+
+        # One that can't be used changes nothing.
+        certificate = nginx.certificate("supplier")
+        certificate.chmod(0o644)
+        daemon.process.send_signal(signal.SIGHUP)
+        kept = "not reloaded, the old configuration stays"
+        eventually(lambda: site.log.read_text("utf-8"), lambda log: kept in log)
+        assert f"{certificate} may be read by everybody (mode 0644): run " in site.log.read_text("utf-8")
+        report(site, MANY[50:100])
+        site.wait_until_sent()
+        check_each_once(stand_in, MANY[:100])
+        for command in ("check-config", "run"):
+            done = site.command(command)
+            assert done.returncode == 1
+            assert "may be read by everybody" in done.stderr
 
 
 def test_a_certificate_is_renewed_in_mid_load(site: Site) -> None:
@@ -215,34 +222,10 @@ def test_a_certificate_is_renewed_in_mid_load(site: Site) -> None:
         assert len(connections) == 4, "each reload has to make new connections"
 
 
-def test_a_certificate_that_cannot_be_used_changes_nothing(site: Site) -> None:
-    """A reload with a key of another certificate, or one open to others, is refused: the old one goes on."""
-    with StandIn() as stand_in, nginx_before(stand_in) as nginx:
-        nginx.reload(*demanding(nginx.authority))
-        certificate = nginx.certificate("supplier")
-        configure(site, nginx, client_cert=str(certificate))
-        daemon = site.start()
-        certificate.chmod(0o644)
-        refused = "not reloaded, the old configuration stays"
-        daemon.process.send_signal(signal.SIGHUP)
-        eventually(lambda: site.log.read_text("utf-8"), lambda log: refused in log)
-        log = site.log.read_text("utf-8")
-        assert f"{certificate} may be read by everybody (mode 0644): run " in log
-        report(site, MANY[:50])
-        site.wait_until_sent()
-        check_each_once(stand_in, MANY[:50])
-        for command in ("check-config", "run"):
-            done = site.command(command)
-            assert done.returncode == 1
-            assert "may be read by everybody" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("theirs", "ours", "protocol"),
     [
         ("ssl_protocols TLSv1.3;", "1.3", "TLSv1.3"),
-        ("ssl_protocols TLSv1.3;", "1.2", "TLSv1.3"),
-        ("ssl_protocols TLSv1.2;", "1.2", "TLSv1.2"),
         ("ssl_protocols TLSv1.2;", "1.3", None),
         ("ssl_protocols TLSv1.1; ssl_ciphers ALL:@SECLEVEL=0;", "1.2", None),
     ],
@@ -258,7 +241,7 @@ def test_versions_of_tls(site: Site, theirs: str, ours: str, protocol: str | Non
             assert account["cause"].startswith("tls")
             assert "see tls.min_version" in site.log.read_text("utf-8")
             assert not stand_in.look(lambda record: record.requests)
-            nginx.reload()
+            nginx.reload("ssl_protocols TLSv1.2 TLSv1.3;")
         site.wait_until_sent()
         check_each_once(stand_in, MANY[:10])
         assert {each.protocol for each in nginx.requests()} == {protocol or "TLSv1.3"}
