@@ -28,7 +28,6 @@ from dlr_buffer.cli import main
 from dlr_buffer.cli.parser import build_parser
 from dlr_buffer.simulator import FaultKind, SimulatorSettings
 from tests.acceptance.harness import DaemonProcess, Fixed, Site, StandIn, eventually
-from tests.acceptance.test_09_secrets import watching_ps
 
 LOGIN = "ca/nary+7f3a lög&in"
 PASSWORD = 'ca%nary "9c1e" wö=rd+'
@@ -219,8 +218,10 @@ def answers(site: Site) -> Iterator[tuple[str, bytes]]:
 def shown_by_the_system(daemon: DaemonProcess) -> Iterator[tuple[str, bytes]]:
     """The process as `/proc` has it."""
     folder = Path(f"/proc/{daemon.pid}")
-    for name in ("cmdline", "environ", "comm", "status", "maps", "mountinfo"):
+    for name in ("cmdline", "environ", "status", "maps", "mountinfo"):
         yield name, (folder / name).read_bytes()
+    for title in folder.glob("task/*/comm"):
+        yield str(title), title.read_bytes()
     for opened in (folder / "fd").iterdir():
         try:
             yield f"fd/{opened.name}", os.fsencode(opened.readlink())
@@ -253,46 +254,43 @@ def test_the_canaries_are_nowhere(site: Site, capsys: pytest.CaptureFixture[str]
     settings = SimulatorSettings(login=LOGIN, password=PASSWORD, faults=faults)
     with StandIn(settings) as stand_in, Fixed(*[REFUSED_BY_PROXY] * 1000) as proxy:
         configure(site, stand_in, proxy.url.removesuffix("/api/dlr"))
-        with watching_ps(site) as shown_by_ps:
-            daemon = site.start(PYTHONDEVMODE="1", PYTHONASYNCIODEBUG="1", PYTHONFAULTHANDLER="1")
-            with site.client() as app:
-                app.report_many([(message_id, "delivered") for message_id in IDS])
-                app.report_many(
-                    [
-                        {"message_id": f"{name[0]}{number}", "message_state": "delivered", "account": name}
-                        for name in ("form", "lost", "proxied", "tls")
-                        for number in range(5)
-                    ]
-                )
-            for name, cause in (("proxied", "proxy"), ("tls", "tls")):
-                site.wait_for_account(lambda account, cause=cause: cause in str(account["cause"]), name)  # type: ignore[misc] # mypy can't infer lambdas with defaults
-            site.wait_until_sent()
-            targets = stand_in.look(lambda record: [*record.targets])
-            assert any(quote(PASSWORD, safe="") in target for target in targets)
-            assert base64.b64encode(PROXY.encode()) in proxy.requests[0]
+        daemon = site.start(PYTHONDEVMODE="1", PYTHONASYNCIODEBUG="1", PYTHONFAULTHANDLER="1")
+        with site.client() as app:
+            app.report_many([(message_id, "delivered") for message_id in IDS])
+            app.report_many(
+                [
+                    {"message_id": f"{name[0]}{number}", "message_state": "delivered", "account": name}
+                    for name in ("form", "lost", "proxied", "tls")
+                    for number in range(5)
+                ]
+            )
+        for name, cause in (("proxied", "proxy"), ("tls", "tls")):
+            site.wait_for_account(lambda account, cause=cause: cause in str(account["cause"]), name)  # type: ignore[misc] # mypy can't infer lambdas with defaults
+        site.wait_until_sent()
+        targets = stand_in.look(lambda record: [*record.targets])
+        assert any(quote(PASSWORD, safe="") in target for target in targets)
+        assert base64.b64encode(PROXY.encode()) in proxy.requests[0]
 
-            for path, answer in answers(site):
-                check_clean(path, answer)
-            for name, content in shown_by_the_system(daemon):
-                check_clean(name, content)
-            for arguments in commands(site):
-                if arguments[0] in ARGUMENTS and arguments[0] != "run":
-                    code, said = run_here(site, arguments, capsys)
-                    assert code != 2, (arguments, said)
-                else:
-                    said = run(site, arguments)[1].decode()
-                assert "Traceback" not in said, (arguments, said)
-                check_clean(" ".join(arguments), said)
-            daemon.reload()
-            _refused_reloads(site, daemon, capsys)
+        for path, answer in answers(site):
+            check_clean(path, answer)
+        for name, content in shown_by_the_system(daemon):
+            check_clean(name, content)
+        for arguments in commands(site):
+            if arguments[0] in ARGUMENTS and arguments[0] != "run":
+                code, said = run_here(site, arguments, capsys)
+                assert code != 2, (arguments, said)
+            else:
+                said = run(site, arguments)[1].decode()
+            assert "Traceback" not in said, (arguments, said)
+            check_clean(" ".join(arguments), said)
+        daemon.reload()
+        _refused_reloads(site, daemon, capsys)
 
-            # What it says when it is killed by a fault of its own.
-            daemon.process.send_signal(signal.SIGABRT)
-            daemon.process.wait(PATIENCE_S)
+        # What it says when it is killed by a fault of its own.
+        daemon.process.send_signal(signal.SIGABRT)
+        daemon.process.wait(PATIENCE_S)
     assert "Fatal Python error: Aborted" in site.log.read_text("utf-8")
     assert "the proxy 127.0.0.1:" in site.log.read_text("utf-8")
-    for shown in shown_by_ps:
-        check_clean("ps", shown)
     files = [path for path in site.folder.iterdir() if path.is_file() and not path.is_socket()]
     assert {"queue.db", "backup0.db", "daemon.log", "config.toml"} <= {path.name for path in files}
     for file in files:

@@ -51,7 +51,7 @@ http {{
 
 def absent() -> str | None:
     """Say why nginx can't be run here, or None if it can."""
-    return "nginx is not on this machine (Debian: apt install nginx-light)" if NGINX is None else None
+    return "nginx is not on this machine (Debian: apt install nginx)" if NGINX is None else None
 
 
 @dataclass(frozen=True, slots=True)
