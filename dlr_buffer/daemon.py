@@ -15,14 +15,16 @@ import gc
 import logging
 import os
 import random
+import resource
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
@@ -33,9 +35,13 @@ from dlr_buffer.config import (
     AccountSettings,
     Configuration,
     ConfigurationError,
+    Problem,
     RetrySettings,
+    SystemTrust,
+    certificate_warnings,
     left_to_socket_units,
     load,
+    next_expiry_ms,
     restart_needed,
 )
 from dlr_buffer.errors import DlrBufferError, StoreUnavailable
@@ -59,6 +65,7 @@ from dlr_buffer.receipt_queue.queue import QueueSettings, ReceiptQueue
 from dlr_buffer.receipts import QueueCounts, QueueOldest, RefusalPolicy
 from dlr_buffer.retention import Retention, RetentionSettings
 from dlr_buffer.smartswitch.client import SmartswitchClient, UpstreamSettings
+from dlr_buffer.smartswitch.transport import Proxy
 from dlr_buffer.storage.store import SqliteStore, StoreListeners
 from dlr_buffer.systemd import Notifier, listen_sockets, log_to_stderr
 from dlr_buffer.watchdog import Part, Watchdog
@@ -127,6 +134,7 @@ class Daemon:
         self._stalled = False
         self._housekeepings = 0
         self._oldest = QueueOldest({}, {})
+        self._certificates_said: set[Problem] = set()
         self.failed = asyncio.Event()
         """Set when the database failed for good: the daemon has to end."""
         self.metrics = Metrics(counts=self._counts, accounts=self._views, gauges=self._gauges)
@@ -174,6 +182,8 @@ class Daemon:
             self._tick(self.retention.sweep, RETENTION_EVERY_S)
             self._scheduler.start()
             self._watch()
+
+            self._look_at_certificates()
         except BaseException:
             await self.stop()
             raise
@@ -238,6 +248,8 @@ class Daemon:
             await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
             self._reload_error, self._configured_at_ms = None, self._clock.now_ms()
             _log.info("configuration reloaded")
+            self._certificates_said.clear()
+            self._look_at_certificates()
 
     @contextmanager
     def _reloading(self) -> Iterator[None]:
@@ -349,6 +361,13 @@ class Daemon:
             misfire_grace_time=None,
         )
 
+    def _look_at_certificates(self) -> None:
+        """Log what there is to say of certificates, each once until the next reload."""
+        found = set(certificate_warnings(self.configuration, self._clock.now_ms()))
+        for problem in sorted(found - self._certificates_said):
+            _log.warning("%s: %s", problem.path, problem.detail)
+        self._certificates_said = found
+
     async def _housekeeping(self) -> None:
         self.metrics.sample(self._clock.monotonic_ms())
         self._housekeepings += 1
@@ -359,6 +378,7 @@ class Daemon:
         progress = (self.store.deliveries, facts.waiting_commands)
         self._stalled = progress[1] > 0 and self._progress[1] > 0 and progress[0] == self._progress[0]
         self._progress = progress
+        self._look_at_certificates()
         self._notifier.status(self._status_line())
 
     def _status_line(self) -> str:
@@ -401,9 +421,10 @@ class Daemon:
     # From the configuration to what each part needs of it
 
     def _plans(self, configuration: Configuration) -> dict[str, AccountPlan]:
-        return {name: self._plan(account) for name, account in configuration.accounts.items()}
+        trust = SystemTrust()  # loaded anew at each reload, and once for all accounts
+        return {name: self._plan(account, trust) for name, account in configuration.accounts.items()}
 
-    def _plan(self, account: AccountSettings) -> AccountPlan:
+    def _plan(self, account: AccountSettings, trust: SystemTrust) -> AccountPlan:
         retry, batch = account.retry, account.batch
         wait = partial(backoff_ms, initial_ms=retry.initial_ms, max_ms=retry.max_ms, rng=self._rng)
         upstream = UpstreamSettings(
@@ -413,6 +434,7 @@ class Daemon:
             form=account.parameters == "form",
             timeout_ms=account.timeout_ms,
             concurrency=account.concurrency,
+            proxy=_proxy(account),
         )
         settings = FlushSettings(
             name=account.name,
@@ -431,7 +453,19 @@ class Daemon:
             rate_limit=account.rate_limit,
             paused=self.store.paused(account.name),
         )
-        return AccountPlan(settings, partial(SmartswitchClient, upstream, self._clock), upstream)
+        context, fingerprint = None, ""
+        if account.url.startswith("https:"):
+            context, fingerprint = account.tls.context, account.tls.fingerprint
+            if context is None:
+                context, fingerprint = trust.context(account.tls.min_version)
+        connect = partial(
+            SmartswitchClient,
+            upstream,
+            self._clock,
+            context,
+            on_repeat=partial(self.metrics.repeated, account.name),
+        )
+        return AccountPlan(settings, connect, (upstream, account.tls, fingerprint))
 
     # What the local API shows (its port Vitals)
 
@@ -496,6 +530,10 @@ class Daemon:
             if view.health not in (HealthState.OPEN, HealthState.PAUSED)
         ]
         alarms += [alarm for server in self._servers if (alarm := server.alarm) is not None]
+        alarms += [
+            f"{path}: {detail}"
+            for path, detail in certificate_warnings(self.configuration, self._clock.now_ms())
+        ]
         alarms += self._age_alarms()
         return tuple(alarms)
 
@@ -525,27 +563,37 @@ class Daemon:
                 f"Connections to the {name} socket answered 503 since the start: there were too many.",
                 server.refused,
             )
-        return connections | {
-            "database_size_bytes": ("Size of the database file.", facts.size_bytes),
-            "database_wal_bytes": ("Size of its write-ahead log.", facts.wal_bytes),
-            "database_free_bytes": ("Free space beside it.", facts.free_bytes),
-            "database_commits": ("Commits since the start.", facts.commits),
-            "database_checkpoints": ("Checkpoints since the start.", facts.checkpoints),
-            "waiting_rows": ("Rows that wait to be committed.", facts.waiting_rows),
-            "registration_stopped": (
-                "1 while there is less free space than min_free, so that registration answers 507.",
-                float(facts.free_bytes < self.configuration.database.min_free_bytes),
-            ),
-            "expiry_stopped": (
-                "1 while a clock alarm stops expiry.",
-                float(self.expiry.stop_reason is not None),
-            ),
-            "reload_failed": (
-                "1 while the configuration before the last reload holds, because that failed.",
-                float(self._reload_error is not None),
-            ),
-            "unhealthy": ("1 while /healthz would answer 503.", float(bool(self.problems()))),
-        }
+        certificates: dict[str, tuple[str, float]] = {}
+        if (expiry_ms := next_expiry_ms(self.configuration)) is not None:
+            certificates["client_certificate_expiry_timestamp_seconds"] = (
+                "When the first of the client certificates ends, in Unix time.",
+                expiry_ms / 1000,
+            )
+        return (
+            connections
+            | certificates
+            | {
+                "database_size_bytes": ("Size of the database file.", facts.size_bytes),
+                "database_wal_bytes": ("Size of its write-ahead log.", facts.wal_bytes),
+                "database_free_bytes": ("Free space beside it.", facts.free_bytes),
+                "database_commits": ("Commits since the start.", facts.commits),
+                "database_checkpoints": ("Checkpoints since the start.", facts.checkpoints),
+                "waiting_rows": ("Rows that wait to be committed.", facts.waiting_rows),
+                "registration_stopped": (
+                    "1 while there is less free space than min_free, so that registration answers 507.",
+                    float(facts.free_bytes < self.configuration.database.min_free_bytes),
+                ),
+                "expiry_stopped": (
+                    "1 while a clock alarm stops expiry.",
+                    float(self.expiry.stop_reason is not None),
+                ),
+                "reload_failed": (
+                    "1 while the configuration before the last reload holds, because that failed.",
+                    float(self._reload_error is not None),
+                ),
+                "unhealthy": ("1 while /healthz would answer 503.", float(bool(self.problems()))),
+            }
+        )
 
 
 _WAITING: Final = ("waiting", "enroute", "accepted", "unknown")
@@ -590,6 +638,14 @@ def _in_one_line(error: DlrBufferError) -> str:
     if isinstance(error, ConfigurationError):
         return "; ".join(f"{problem.path}: {problem.detail.splitlines()[0]}" for problem in error.problems)
     return " ".join(str(error).split())
+
+
+def _proxy(account: AccountSettings) -> Proxy | None:
+    if account.proxy is None:
+        return None
+    parts = urlsplit(account.proxy)
+    credentials = None if account.proxy_credentials is None else account.proxy_credentials.reveal()
+    return Proxy(parts.hostname or "", parts.port or 0, credentials)
 
 
 def _shares(configuration: Configuration) -> Shares:
@@ -641,6 +697,7 @@ def run_daemon(config_path: Path | None) -> int:
 
     Returns the exit code: 0, or 1 if it could not start or the database failed.
     """
+    _leave_no_core()
     try:
         sockets = listen_sockets(os.environ, SOCKET_NAMES)
         configuration = load(config_path, os.environ)
@@ -653,6 +710,14 @@ def run_daemon(config_path: Path | None) -> int:
     except DlrBufferError as error:
         _log.critical("%s", error)
         return 1
+
+
+def _leave_no_core() -> None:
+    """See to it that no core dump holds the memory, in which the passwords are, whatever the unit says."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The limit does not hold for dumps that the kernel pipes into a program (core(5)): those get nothing of the memory.
+    with suppress(OSError):
+        Path("/proc/self/coredump_filter").write_text("0", encoding="ascii")
 
 
 async def _run(

@@ -86,6 +86,11 @@ class Metrics:
         self._by_account[account, "resent"] += resent
         self._seconds.labels(account).observe(duration_ms / 1000)
 
+    def repeated(self, account: str, receipts: int) -> None:
+        """Count receipts that went out twice in one exchange: the server had closed the first connection."""
+        self._by_account[account, "sent"] += receipts
+        self._by_account[account, "resent"] += receipts
+
     def account(self, account: str, name: str, count: int = 1) -> None:
         """Add to one of ACCOUNT_TOTALS."""
         self._by_account[account, name] += count

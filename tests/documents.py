@@ -60,6 +60,7 @@ ON_A_MACHINE = (
     Section("docs/operations.md", "Back up"),
     Section("docs/operations.md", "Check"),
     Section("docs/operations.md", "Restore a backup"),
+    Section("docs/configuration.md", "Rotate credentials"),
     Section("docs/configuration.md", "Passwords"),
 )
 """In the order in which an admin would come to them; the service has to be installed first."""

@@ -23,7 +23,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_config(args: argparse.Namespace) -> int:
-    """Print the effective configuration without its secrets, or every problem, one a line."""
+    """Print the effective configuration without its secrets, or every problem, one a line.
+
+    What will need care soon (a certificate that ends) is said as a warning.
+    """
     from dlr_buffer import config
 
     try:
@@ -32,6 +35,8 @@ def check_config(args: argparse.Namespace) -> int:
         for problem in error.problems:
             print(f"{problem.path}: {problem.detail}", file=sys.stderr)
         return exits.FAILED
+    for problem in config.certificate_warnings(configuration, time.time_ns() // 1_000_000):
+        print(f"warning: {problem.path}: {problem.detail}", file=sys.stderr)
     print(config.describe(configuration).rstrip("\n"))
     for name in ("client", "admin"):
         if keys := config.left_to_socket_units(configuration.api, name):

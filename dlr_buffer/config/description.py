@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, ClassVar, Protocol
 
-from dlr_buffer.config.settings import ApiSettings, Configuration
+from dlr_buffer.config.settings import ApiSettings, Configuration, is_derived
 from dlr_buffer.config.values import write_duration, write_size
 
 # The sections that bind sockets or open files at start; all others are taken over by a reload.
@@ -24,7 +24,7 @@ class _Record(Protocol):
 def describe(configuration: Configuration) -> str:
     """Write the effective values, defaults included, as TOML with every secret as ``***``.
 
-    In place of ``password_file`` there is ``password``, and groups are numbers.
+    In place of ``password_file`` there is ``password``, likewise for other secrets, and groups are numbers.
     """
     lines: list[str] = []
     for section in fields(configuration):
@@ -70,7 +70,7 @@ def _values(record: _Record) -> Iterator[tuple[str, str]]:
     """Give each key of a record with its value as TOML; sections within and keys without a value are left out."""
     for item in fields(record):
         value = getattr(record, item.name)
-        if is_dataclass(value) or value is None:
+        if is_dataclass(value) or value is None or is_derived(item):
             continue
         yield key_of(item.name), _written(item.name, value)
 

@@ -16,6 +16,13 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import SplitResult, urlsplit
 
+from dlr_buffer.config.credentials import (
+    Sources,
+    read_login,
+    read_password,
+    read_proxy_credentials,
+)
+from dlr_buffer.config.private_files import Reader, reason
 from dlr_buffer.config.settings import (
     AccountSettings,
     ApiSettings,
@@ -31,6 +38,7 @@ from dlr_buffer.config.settings import (
     Secret,
 )
 from dlr_buffer.config.table import Table
+from dlr_buffer.config.tls import read_tls
 from dlr_buffer.config.values import write_duration
 from dlr_buffer.messages import MAX_VALIDITY_MS, MIN_VALIDITY_MS
 
@@ -38,8 +46,6 @@ DEFAULT_PATH = Path("/etc/dlr-buffer/config.toml")
 """Where the configuration is if neither ``--config`` nor ``DLR_BUFFER_CONFIG`` says otherwise."""
 
 _MAX_FILE_BYTES = 1 << 20
-_MAX_PASSWORD_BYTES = 4096
-_MAX_LOGIN_CHARACTERS = 1024
 
 _SECOND = 1_000
 _MINUTE = 60 * _SECOND
@@ -79,7 +85,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:
         detail = "there is no such file; write it (config/config.toml shows every key), or name another with --config"
         raise _failed(str(chosen), detail) from None
     except (OSError, ValueError) as error:
-        raise _failed(str(chosen), f"cannot be read: {_reason(error)}") from None
+        raise _failed(str(chosen), f"cannot be read: {reason(error)}") from None
     if len(content) > _MAX_FILE_BYTES:
         raise _failed(str(chosen), "is longer than 1 MiB; this is no configuration")
     try:
@@ -114,13 +120,14 @@ def parse(text: str, environ: Mapping[str, str], *, source: str = "configuration
 def _configuration(values: Mapping[str, object], environ: Mapping[str, str]) -> Configuration:
     problems: list[Problem] = []
     document = Table("", values, problems)
+    api = _api(document.table("api"))
     configuration = Configuration(
-        api=_api(document.table("api")),
+        api=api,
         database=_database(document.table("database")),
         messages=_messages(document.table("messages")),
         retention=_retention(document.table("retention")),
         log=_log(document.table("log")),
-        accounts=_accounts(document, environ),
+        accounts=_accounts(document, environ, Reader(api.client_group)),
     )
     document.close()
     kept, waiting = configuration.retention.acknowledged_ms, configuration.messages.validity_period_ms
@@ -191,7 +198,7 @@ def _log(table: Table) -> LogSettings:
     return log
 
 
-def _accounts(document: Table, environ: Mapping[str, str]) -> Mapping[str, AccountSettings]:
+def _accounts(document: Table, environ: Mapping[str, str], reader: Reader) -> Mapping[str, AccountSettings]:
     table = document.table("accounts")
     if not table.keys() and document.sound("accounts"):
         document.note("accounts", _NO_ACCOUNT)
@@ -199,7 +206,7 @@ def _accounts(document: Table, environ: Mapping[str, str]) -> Mapping[str, Accou
     for name in table.keys():  # noqa: SIM118 - a Table is no mapping
         section = table.table(name)
         if _ACCOUNT_NAME.fullmatch(name):
-            accounts[name] = _account(name, section, environ)
+            accounts[name] = _account(section, Sources(name, environ, reader))
         else:
             table.note(
                 name,
@@ -208,15 +215,18 @@ def _accounts(document: Table, environ: Mapping[str, str]) -> Mapping[str, Accou
     return MappingProxyType(accounts)
 
 
-def _account(name: str, table: Table, environ: Mapping[str, str]) -> AccountSettings:
+def _account(table: Table, sources: Sources) -> AccountSettings:
     # Only to show the defaults; the three that have none are read below.
-    default = AccountSettings(name, "", Secret(""), Secret(""))
+    default = AccountSettings(sources.account, "", Secret(""), Secret(""))
     allow_http = table.boolean("allow_http", default=default.allow_http)
+    url = _account_url(table, "url", allow_http=allow_http)
+    https = not url.startswith("http://")  # one that is wrong is complained of already
+    proxy = _proxy(table, "proxy", https=https)
     account = AccountSettings(
-        name=name,
-        url=_account_url(table, "url", allow_http=allow_http),
-        login=_login(table, "login"),
-        password=_password(table, "password_file", name, environ),
+        name=sources.account,
+        url=url,
+        login=read_login(table, sources),
+        password=read_password(table, sources),
         parameters=table.choice("parameters", default.parameters, ("query", "form")),
         timeout_ms=table.duration("timeout", default.timeout_ms, 50, 10 * _MINUTE),
         concurrency=table.integer("concurrency", default.concurrency, 1, 256),
@@ -224,6 +234,9 @@ def _account(name: str, table: Table, environ: Mapping[str, str]) -> AccountSett
         allow_http=allow_http,
         batch=_batch(table.table("batch")),
         retry=_retry(table.table("retry")),
+        tls=read_tls(table.table("tls"), sources, https=https),
+        proxy=proxy,
+        proxy_credentials=read_proxy_credentials(table, sources, proxy=table.has("proxy")),
     )
     table.close({"password": "is never written here; put it into a file and name that in password_file"})
     return account
@@ -330,6 +343,40 @@ def _url_detail(url: str, *, allow_http: bool) -> str | None:
     return None
 
 
+def _proxy(table: Table, key: str, *, https: bool) -> str | None:
+    """Read the URL of a proxy; it is never repeated, since a password may stand in it by mistake."""
+    url = table.text(key, "")
+    if not table.has(key) or not table.sound(key):
+        return None
+    detail = _proxy_detail(url)
+    if detail is None and not https:
+        detail = "takes only an https:// url: with http:// the proxy would read login and password"
+    if detail is None:
+        return url.removesuffix("/")
+    table.note(key, detail)
+    return None
+
+
+def _proxy_detail(url: str) -> str | None:
+    """Say what is wrong with a proxy's URL, or None."""
+    wanted = 'must be the proxy\'s address with its port, like "http://proxy.example.com:3128"'
+    if not _URL_CHARACTERS.fullmatch(url):
+        return wanted
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return wanted
+    if parts.scheme == "https":
+        return f"{wanted}: it is spoken to without TLS, and what goes through it has its own"
+    if "@" in parts.netloc:
+        return "must not hold a user name or password; write proxy_credentials_file instead"
+    whole = parts.path in {"", "/"} and not ("?" in url or "#" in url)
+    if parts.scheme != "http" or not port or not whole or not _is_host(parts.hostname or "", parts):
+        return wanted
+    return None
+
+
 def _is_host(host: str, parts: SplitResult) -> bool:
     if parts.netloc.endswith(":"):
         return False
@@ -348,73 +395,6 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
-
-
-def _login(table: Table, key: str) -> Secret:
-    login = table.text(key, "")
-    if not login:
-        if table.sound(key):
-            table.note(key, 'is missing: write login = "…", as in the personal account at Smartswitch')
-    elif len(login) > _MAX_LOGIN_CHARACTERS or _CONTROL.search(login):
-        table.note(key, f"must have 1 to {_MAX_LOGIN_CHARACTERS} characters, without control characters")
-    return Secret(login)
-
-
-def _password(table: Table, key: str, account: str, environ: Mapping[str, str]) -> Secret:
-    """Read the password from its file, or from systemd's credential of that account."""
-    named = table.text(key, "")
-    if not table.sound(key):
-        return Secret("")
-    credentials = environ.get("CREDENTIALS_DIRECTORY", "")
-    credential = Path(credentials, f"{account}.password")
-    if named:
-        path = Path(named)
-        if not path.is_absolute():
-            table.note(key, 'must be an absolute path, like "/etc/dlr-buffer/default.password"')
-            return Secret("")
-    elif credentials and os.path.lexists(credential):
-        path = credential
-    else:
-        table.note(
-            key,
-            f'is missing: write password_file = "/etc/dlr-buffer/{account}.password", a file with only the password '
-            f"in it, or give systemd's unit LoadCredential={account}.password:PATH",
-        )
-        return Secret("")
-    password, detail = _password_in(path)
-    if detail:
-        table.note(key, f"{path} {detail}")
-    return Secret(password)
-
-
-def _password_in(path: Path) -> tuple[str, str]:
-    """Give the password in the file at ``path`` and what is wrong with it, one of the two being empty."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_PASSWORD_BYTES + 3)
-    except FileNotFoundError:
-        return "", "is missing; write a file with only the password in it"
-    except PermissionError:
-        return "", "may not be read by the user that this runs as; mend its owner or mode"
-    except (OSError, ValueError) as error:
-        return "", f"cannot be read: {_reason(error)}"
-    content = content.removesuffix(b"\n").removesuffix(b"\r")
-    try:
-        password = content.decode()
-    except UnicodeDecodeError:
-        return "", "is not UTF-8; save it as UTF-8"
-    if not password:
-        return "", "is empty; write the password into it"
-    if len(content) > _MAX_PASSWORD_BYTES:
-        return "", f"is longer than {_MAX_PASSWORD_BYTES} bytes; this is no password"
-    if _CONTROL.search(password):
-        return "", "has several lines or control characters; write only the password, on one line"
-    return password, ""
-
-
-def _reason(error: OSError | ValueError) -> str:
-    # The text of a ValueError (a NUL in the path) is not the admin's language.
-    return (error.strerror or "I/O error") if isinstance(error, OSError) else "its name is not a path"
 
 
 def _failed(path: str, detail: str) -> ConfigurationError:

@@ -6,11 +6,13 @@ is ``reading``'s, which knows where in the file a value stands and so can say wh
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, Never
+from typing import Any, Final, Literal, NamedTuple, Never
 
+from dlr_buffer.config.certificates import Validity
 from dlr_buffer.errors import DlrBufferError
 
 _SECOND = 1_000
@@ -18,6 +20,13 @@ _MINUTE = 60 * _SECOND
 _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
 _MIB = 1024 * 1024
+
+_DERIVED: Final = {"derived": True}
+
+
+def is_derived(item: Field[Any]) -> bool:
+    """Whether a record's field is no key of the file: it was made from what a key names."""
+    return item.metadata.get("derived", False) is True
 
 
 class Secret:
@@ -135,6 +144,25 @@ class RetrySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """Whom an account with an https URL trusts, and what it shows; its files are read already."""
+
+    ca_file: Path | None = None
+    """Certificates that are trusted instead of the system's."""
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    """None if the key stands in ``client_cert``, or there is no certificate to show."""
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    context: ssl.SSLContext | None = field(default=None, repr=False, compare=False, metadata=_DERIVED)
+    """Made of the files; None if there are none: then the system's trust has to be loaded."""
+    fingerprint: str = field(default="", repr=False, metadata=_DERIVED)
+    """Differs when the content of a file does."""
+    client_validity: Validity | None = field(default=None, metadata=_DERIVED)
+    authorities_until_ms: int | None = field(default=None, metadata=_DERIVED)
+    """When the last certificate of ``ca_file`` ends, in wall milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class AccountSettings:
     """One Smartswitch login at one URL."""
 
@@ -152,6 +180,11 @@ class AccountSettings:
     allow_http: bool = False
     batch: BatchSettings = field(default_factory=BatchSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    proxy: str | None = None
+    """``http://HOST:PORT`` of the proxy that connections go through."""
+    proxy_credentials: Secret | None = None
+    """``USER:PASSWORD`` for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,10 @@ class Table:
         """Give the keys that the file has here."""
         return tuple(self._values)
 
+    def has(self, key: str) -> bool:
+        """Say whether the file has ``key`` here, with whatever value."""
+        return key in self._values
+
     def take(self, key: str) -> object | None:
         """Give the value as TOML has it, or None if it is left out, and count ``key`` as a known one."""
         self._known.append(key)

@@ -100,7 +100,7 @@ class Outage:
     """Nothing can be said of the receipts; the account has to wait.
 
     ``cause`` is a short stable slug (``http-503``, ``refused``, ``reset``, ``unreachable``, ``timeout``,
-    ``tls``, ``dns``, ``not-json``, ``truncated``, ``too-long``, ``neither``, ``both``, ``names-none``,
+    ``tls``, ``dns``, ``proxy``, ``not-json``, ``truncated``, ``too-long``, ``neither``, ``both``, ``names-none``,
     ``redirect``, ``protocol``), ``detail`` a sentence for people without any credential. ``retry_after_ms``
     is what the server asked for, not capped.
     """

@@ -6,6 +6,13 @@ event-loop libraries alike), takes what a server sends after an answer for the a
 shows nowhere what it has read ahead. Here an answer belongs to the request before it: a connection on which
 anything else came is never used again.
 
+A connection that was idle may be closed by the server at the very moment when a request goes over it: servers do so
+after some time, after some number of requests, and when they reload. If such a connection ends before the first byte
+of an answer, the request goes once more over a new one; that is no failure of the server's.
+
+Through a proxy the transport speaks only ``CONNECT`` with it (RFC 9110 §9.3.6), and TLS with the server inside of the
+tunnel: the proxy learns host and port, and nothing of a request.
+
 How many requests are under way at a time, and for how long each may be, is the caller's: `client`.
 """
 
@@ -16,7 +23,9 @@ import os
 import re
 import select
 import ssl
+from base64 import b64encode
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Final, cast
 
 import h11
@@ -44,22 +53,72 @@ class NoAnswer(httpx.RemoteProtocolError):
     """The connection ended before an answer's head was complete."""
 
 
+class ProxyFailed(httpx.ConnectError):
+    """There is no tunnel, for what stands behind this error."""
+
+
+class TunnelRefused(ProxyFailed):
+    """The proxy answered, but there is no tunnel; ``basic`` says that a login by HTTP's Basic scheme is offered."""
+
+    def __init__(self, status: int, *, basic: bool) -> None:
+        """Remember HTTP's ``status``."""
+        self.status = status
+        self.basic = basic
+        super().__init__("no tunnel")
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy that is spoken to without TLS; ``credentials`` are ``user:password`` for HTTP's Basic scheme."""
+
+    host: str
+    port: int
+    credentials: str | None = field(default=None, repr=False)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one request came, for whoever sent it: as its extension ``progress`` it is kept up to date."""
+
+    connected: bool = False
+    """Whether there was a connection to the server, past any proxy; TLS may not have begun yet."""
+    repeated: bool = False
+    """Whether it went out twice, since the connection that it first went over was closed by the server."""
+
+
 class Transport(httpx.AsyncBaseTransport):
     """Sends each request over an idle connection, or a new one; all go to one origin."""
 
-    def __init__(self, ssl_context: ssl.SSLContext | None) -> None:
-        """Connect to nothing yet; ``ssl_context`` is for https."""
+    def __init__(self, ssl_context: ssl.SSLContext | None, proxy: Proxy | None = None) -> None:
+        """Connect to nothing yet; ``ssl_context`` is for https, and has to be there for a proxy (ValueError)."""
+        if proxy is not None and ssl_context is None:
+            raise ValueError("through a proxy only https goes: it would read all else")
         self._ssl_context = ssl_context
+        self._proxy = proxy
         self._idle: list[Connection] = []
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send ``request``, whose body must be read already, and return when the answer's head is there.
 
-        The request target is the extension ``target``, else the URL's. The answer must be closed; its extension
-        ``connection`` is the `Connection` it comes over. Raises httpx.ConnectError (from the OSError or
-        ssl.SSLError behind it), ReadError and RemoteProtocolError.
+        The request target is the extension ``target``, else the URL's; a `Progress` may be the extension ``progress``.
+        The answer must be closed; its extension ``connection`` is the `Connection` it comes over. Raises
+        httpx.ConnectError (from the OSError or ssl.SSLError behind it), `ProxyFailed`, ReadError and
+        RemoteProtocolError.
         """
-        connection = self._take_idle() or await self._connect(request.url)
+        progress = request.extensions.get("progress") or Progress()
+        if (connection := self._take_idle()) is not None:
+            progress.connected = True
+            try:
+                return await self._send(connection, request)
+            except (NoAnswer, httpx.ReadError) as error:
+                if connection.heard or isinstance(error.__cause__, ssl.SSLError):
+                    raise
+            progress.repeated = True
+            progress.connected = False
+        connection = await self._connect(request.url, progress)
+        return await self._send(connection, request)
+
+    async def _send(self, connection: Connection, request: httpx.Request) -> httpx.Response:
         try:
             connection.send(request)
             head = await connection.receive_head()
@@ -94,21 +153,53 @@ class Transport(httpx.AsyncBaseTransport):
             self._idle.pop(0).abort()
         return connection
 
-    async def _connect(self, url: httpx.URL) -> Connection:
-        loop = asyncio.get_running_loop()
+    async def _connect(self, url: httpx.URL, progress: Progress) -> Connection:
         host = url.raw_host.decode("ascii")
-        try:
-            transport, connection = await loop.create_connection(
-                Connection,
-                host,
-                url.port or (80 if self._ssl_context is None else 443),
-                happy_eyeballs_delay=_SECOND_ADDRESS_S,
-            )
-        except OSError as error:
-            raise httpx.ConnectError("no connection") from _with_number(error)
+        port = url.port or (80 if self._ssl_context is None else 443)
+        if self._proxy is None:
+            transport, connection = await self._open(host, port)
+        else:
+            transport, connection = await self._tunnel(self._proxy, host, port), Connection()
+        progress.connected = True
         if self._ssl_context is not None:
             connection.go_on_over(await self._encrypt(transport, connection, host, self._ssl_context))
         return connection
+
+    @staticmethod
+    async def _open(host: str, port: int) -> tuple[asyncio.Transport, Connection]:
+        try:
+            return await asyncio.get_running_loop().create_connection(
+                Connection, host, port, happy_eyeballs_delay=_SECOND_ADDRESS_S
+            )
+        except OSError as error:
+            raise httpx.ConnectError("no connection") from _with_number(error)
+
+    async def _tunnel(self, proxy: Proxy, host: str, port: int) -> asyncio.Transport:
+        """Let the proxy connect to the server, and return what leads there; raises `ProxyFailed`."""
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        headers = {"Host": authority}
+        if proxy.credentials is not None:
+            headers["Proxy-Authorization"] = f"Basic {b64encode(proxy.credentials.encode()).decode('ascii')}"
+        request = httpx.Request(
+            "CONNECT",
+            httpx.URL(scheme="http", host=proxy.host, port=proxy.port),
+            headers=headers,
+            extensions={"target": authority.encode("ascii")},
+        )
+        try:
+            transport, connection = await self._open(proxy.host, proxy.port)
+            try:
+                connection.send(request)
+                head = await connection.receive_head()
+            except BaseException:
+                connection.abort()
+                raise
+        except httpx.TransportError as error:
+            raise ProxyFailed("no tunnel") from error
+        if not connection.is_tunnel():
+            connection.abort()
+            raise TunnelRefused(head.status_code, basic=_offers_basic(head))
+        return transport
 
     @staticmethod
     async def _encrypt(
@@ -149,6 +240,8 @@ class Connection(asyncio.Protocol):
         self._error: Exception | None = None
         self._arrival: asyncio.Future[None] | None = None
         self._idle_since: float | None = None
+        self.heard = False
+        """Whether anything came since the last request went out."""
 
     # --- what asyncio calls
 
@@ -205,6 +298,7 @@ class Connection(asyncio.Protocol):
     def send(self, request: httpx.Request) -> None:
         """Send ``request``; asyncio keeps what the socket does not take at once."""
         self._idle_since = None
+        self.heard = False
         target = request.extensions.get("target", request.url.raw_path)
         head = h11.Request(method=request.method, target=target, headers=request.headers.raw)
         pieces = [self._http.send(head)]
@@ -226,6 +320,14 @@ class Connection(asyncio.Protocol):
         """Yield the answer's body; raises `CutShort`, httpx.ReadError and httpx.RemoteProtocolError."""
         while isinstance(event := await self._receive(), h11.Data):
             yield bytes(event.data)
+
+    def is_tunnel(self) -> bool:
+        """Whether the answer to a CONNECT made the connection a tunnel, with nothing in it yet."""
+        return (
+            self._http.their_state is h11.SWITCHED_PROTOCOL
+            and self._http.trailing_data == (b"", False)
+            and not (self._received or self._ended)
+        )
 
     def end_exchange(self) -> bool:
         """Be idle, if the answer was read to its end and nothing came after it; else close; returns which."""
@@ -269,6 +371,7 @@ class Connection(asyncio.Protocol):
                 return b""
             self._arrival = asyncio.get_running_loop().create_future()
             await self._arrival
+        self.heard = True
         received = bytes(self._received)
         self._received.clear()
         if self._paused:
@@ -300,6 +403,11 @@ class _Body(httpx.AsyncByteStream):
             self._closed = True
             if self._connection.end_exchange():
                 self._idle.append(self._connection)
+
+
+def _offers_basic(head: h11.Response) -> bool:
+    offered = [value.lower() for name, value in head.headers if name == b"proxy-authenticate"]
+    return not offered or any(re.search(rb"(^|,)\s*basic\b", each) for each in offered)
 
 
 def _with_number(error: OSError) -> OSError:

@@ -120,6 +120,7 @@ class Site:
         for name, values in (tables or {}).items():
             sections[name] = {**sections.get(name, {}), **values}
         for name, values in accounts.items():
+            self.password_file(name).touch(0o600)
             self.password_file(name).write_text(password + "\n", encoding="utf-8")
             known = {"login": login, "password_file": str(self.password_file(name))}
             sections[f"accounts.{name}"] = {**known, **values}

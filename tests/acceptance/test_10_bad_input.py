@@ -366,7 +366,7 @@ def test_a_missing_and_an_empty_password_file(site: Site) -> None:
     site.configure()
     site.password_file().unlink()
     check_refused(site, str(site.password_file()), "is missing")
-    site.password_file().touch()
+    site.password_file().touch(0o600)
     check_refused(site, str(site.password_file()), "is empty")
 
 

@@ -73,6 +73,7 @@ def test_a_listed_section_is_there(section: Section) -> None:
 def test_a_printed_configuration_loads(tmp_path: Path, text: str) -> None:
     """The daemon takes each configuration that is printed, once its password file exists."""
     password = tmp_path / "default.password"
+    password.touch(0o600)
     password.write_text("secret\n")
     assert "/etc/dlr-buffer/default.password" in text
     file = tmp_path / "config.toml"

@@ -75,6 +75,7 @@ def running() -> Iterator[Cli]:
     """Start a daemon on a fresh queue, and stop it."""
     with tempfile.TemporaryDirectory(prefix="dlr") as name:
         folder = Path(name)
+        (folder / "password").touch(0o600)
         (folder / "password").write_text(PASSWORD)
         (folder / "config.toml").write_text(CONFIGURATION.format(folder=folder))
         with (folder / "log").open("wb") as log:

@@ -8,8 +8,10 @@ import gc
 import logging
 import socket
 import ssl
+import traceback
 from urllib.parse import quote, quote_plus
 
+import httpx
 import pytest
 import trustme
 
@@ -24,7 +26,8 @@ from dlr_buffer.smartswitch.answers import (
     RequestRefused,
     TooLarge,
 )
-from dlr_buffer.smartswitch.client import MAX_ANSWER_BYTES, UpstreamSettings
+from dlr_buffer.smartswitch.client import MAX_ANSWER_BYTES, SmartswitchClient, UpstreamSettings
+from dlr_buffer.smartswitch.transport import Transport
 from tests.integration.smartswitch.conftest import (
     LOGIN,
     PASSWORD,
@@ -517,6 +520,49 @@ async def test_no_log_holds_a_credential(caplog: pytest.LogCaptureFixture, *, fo
     assert "the capture works" in caplog.text
     for text in (caplog.text, shown, *map(repr, outcomes)):
         assert not any(canary in text for canary in CANARIES)
+
+
+@pytest.mark.parametrize("form", [False, True])
+async def test_no_exception_of_httpx_holds_a_credential(
+    monkeypatch: pytest.MonkeyPatch, *, form: bool
+) -> None:
+    """Whatever is raised while sending, with all that stands behind it, and the request itself, as they are printed."""
+    shown: list[str] = []
+    translate = SmartswitchClient._outage
+    ask = Transport.handle_async_request
+
+    def watch(self: SmartswitchClient, error: Exception, *, in_body: bool = False) -> Outage:
+        shown.extend(traceback.format_exception(error))
+        shown.append(repr(error))
+        return translate(self, error, in_body=in_body)
+
+    async def listen(self: Transport, request: httpx.Request) -> httpx.Response:
+        shown.append(f"{request!r} {request.url!r} {request.url} {request.headers!r}")
+        return await ask(self, request)
+
+    monkeypatch.setattr(SmartswitchClient, "_outage", watch)
+    monkeypatch.setattr(Transport, "handle_async_request", listen)
+    query = wire.encode_query([receipt(1)], LOGIN, PASSWORD)
+    script = [
+        reset(),
+        reset(OK_HEAD),
+        respond(OK_HEAD, close=True),
+        respond(b"", close=True),
+        respond(f"HTTP/1.1 {query}\r\n\r\n".encode(), close=True),
+        respond(f"HTTP/1.1 200 OK\r\nContent-Length: {query}\r\n\r\n".encode(), close=True),
+        respond(f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{query}\r\n".encode(), close=True),
+    ]
+    async with serving(*script) as server, talking(server.port, form=form) as client:
+        for _ in script:
+            assert isinstance(await client.send([receipt(1)]), Outage)
+    async with talking(server.port, form=form) as client:
+        assert isinstance(await client.send([receipt(1)]), Outage)
+    assert sum("httpx." in each for each in shown) > len(script)
+    # h11 quotes what the server said, and only the server here says a credential: so its text is never taken over.
+    ours = [each for each in shown if "h11" not in each]
+    assert len(ours) > 20
+    for each in ours:
+        assert not any(canary in each for canary in CANARIES), each
 
 
 def test_the_settings_hide_the_credentials() -> None:

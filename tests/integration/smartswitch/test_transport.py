@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
-from dlr_buffer.smartswitch.transport import Connection, Transport
+from dlr_buffer.smartswitch.transport import Connection, NoAnswer, Progress, Transport
 from tests.loops import on_loop
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -127,3 +128,83 @@ async def test_closing_waits_for_the_sockets() -> None:
         await ask(transport, server.port)
         await transport.aclose()
         await server.closed.acquire()
+
+
+class Fickle:
+    """Answers the first request of a connection; what it does with the next one is ``then``'s."""
+
+    def __init__(self, then: bytes = b"", *, reset: bool = False) -> None:
+        """Say ``then``, and close (by a TCP reset, if so)."""
+        self.requests = 0
+        self._then = then
+        self._reset = reset
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            self.requests += 1
+            writer.write(ANSWER)
+            await reader.readuntil(b"\r\n\r\n")
+            self.requests += 1
+            writer.write(self._then)
+            await writer.drain()
+            if self._reset:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+async def ask_twice(fickle: Fickle) -> tuple[str, Progress]:
+    """Ask a server for the second time over the connection of the first; returns the answer, and how far it came."""
+    transport, progress = Transport(None), Progress()
+    async with await asyncio.start_server(fickle.serve, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        try:
+            await ask(transport, port)
+            request = httpx.Request("POST", f"http://127.0.0.1:{port}/", extensions={"progress": progress})
+            answer = await transport.handle_async_request(request)
+            return (await answer.aread()).decode(), progress
+        finally:
+            await transport.aclose()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@on_loop
+async def test_a_connection_that_the_server_closes_as_a_request_goes_over_it(*, reset: bool) -> None:
+    """Idle before, and ended without a byte of an answer: the request goes once more over a new one, which is told."""
+    fickle = Fickle(reset=reset)
+    assert await ask_twice(fickle) == ("ok", Progress(connected=True, repeated=True))
+    assert fickle.requests == 3
+
+
+@pytest.mark.parametrize("then", [b"H", b"HTTP/1.1 200 OK\r\n"])
+@on_loop
+async def test_an_answer_that_has_begun_is_not_asked_for_again(then: bytes) -> None:
+    """The request was taken: whether it is sent again is not the transport's to say."""
+    fickle = Fickle(then)
+    with pytest.raises(NoAnswer):
+        await ask_twice(fickle)
+    assert fickle.requests == 2
+
+
+@on_loop
+async def test_a_new_connection_that_is_closed_is_no_reason_to_try_another() -> None:
+    """A server that closes whatever comes is asked once a request."""
+    requests = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        await reader.readuntil(b"\r\n\r\n")
+        requests += 1
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        transport = Transport(None)
+        with pytest.raises(NoAnswer):
+            await ask(transport, listening.sockets[0].getsockname()[1])
+        await transport.aclose()
+    assert requests == 1

@@ -124,6 +124,7 @@ def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A folder with a short name (a socket's may have 107 bytes), a queue of each release and its configuration."""
     with tempfile.TemporaryDirectory(prefix="dlr") as name:
         folder = Path(name)
+        (folder / "password").touch(0o600)
         (folder / "password").write_text("secret")
         (folder / "config.toml").write_text(CONFIGURATION.format(folder=folder))
         released_database(request.param, folder / "queue.db")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,14 @@ timeout = "30s"
 concurrency = 4
 rate_limit = 0
 allow_http = false
+proxy = "http://proxy.example.com:3128"
+proxy_credentials_file = "{proxy}"
+
+[accounts.default.tls]
+ca_file = "{ca}"
+client_cert = "{cert}"
+client_key = "{key}"
+min_version = "1.2"
 
 [accounts.default.batch]
 max_receipts = 100
@@ -90,10 +99,22 @@ VALUES = st.one_of(
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The document with a password file that is there."""
+    """The document with all files that it names."""
     path = tmp_path_factory.mktemp("etc") / "default.password"
-    path.write_text(PASSWORD)
-    return DOCUMENT.format(login=LOGIN, file=path)
+    authority = trustme.CA()
+    leaf = authority.issue_cert("supplier.example.com")
+    contents = {
+        "file": PASSWORD.encode(),
+        "proxy": f"user:{PASSWORD}".encode(),
+        "ca": authority.cert_pem.bytes(),
+        "cert": leaf.cert_chain_pems[0].bytes(),
+        "key": leaf.private_key_pem.bytes(),
+    }
+    files = {name: path.with_name(name) for name in contents}
+    for name, file in files.items():
+        file.touch(0o600)
+        file.write_bytes(contents[name])
+    return DOCUMENT.format(login=LOGIN, **files)
 
 
 def outcome(read: Callable[[], Configuration]) -> tuple[str, ...]:
@@ -130,6 +151,7 @@ def test_any_value(document: str, line: int, value: str) -> None:
     lines[line] = f"{key} = {value}"
     section = next(text for text in reversed(lines[:line]) if text.startswith("[")).strip("[]")
     problems = outcome(lambda: parse("\n".join(lines), {}, source="c.toml"))
+
     related = {f"{section}.{key}", "api.admin_socket", "retention.acknowledged", "accounts.default.retry.max"}
     for path in problems:
         assert path in related or path.startswith((f"{section}.", "c.toml")), path
@@ -151,7 +173,7 @@ def test_any_key_and_any_order(document: str, line: int, key: str, again: int) -
 
 @_settings
 @given(
-    start=st.integers(0, 1100),
+    start=st.integers(0, 1600),
     skip=st.integers(0, 40),
     put=st.text(max_size=8) | st.sampled_from(["[" * 500]),
 )
@@ -162,7 +184,7 @@ def test_any_edit(document: str, start: int, skip: int, put: str) -> None:
 
 
 @_settings
-@given(content=st.binary(max_size=200), position=st.integers(0, 1100))
+@given(content=st.binary(max_size=200), position=st.integers(0, 1600))
 @example(content=b"\xef\xbb\xbf", position=0)
 @example(content=b"\xff\xfe\x00", position=500)
 def test_any_bytes_in_the_file(

@@ -14,6 +14,7 @@ import pytest
 
 from dlr_buffer.config import AccountSettings, Configuration, Secret, describe, parse, restart_needed
 from dlr_buffer.config.description import key_of
+from dlr_buffer.config.settings import is_derived
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = (ROOT / "config/config.toml").read_text()
@@ -28,6 +29,7 @@ class Record(Protocol):
 @pytest.fixture
 def configuration(tmp_path: Path) -> Configuration:
     """Give a configuration with every default and one account."""
+    (tmp_path / "default.password").touch(0o600)
     (tmp_path / "default.password").write_text("s3cr3t")
     text = '[accounts.default]\nurl = "https://smartswitch.example.com/api/dlr"\nlogin = "supplier"\n'
     return parse(text, {"CREDENTIALS_DIRECTORY": str(tmp_path)})
@@ -37,17 +39,31 @@ def keys(record: type[Record], path: str) -> Iterator[str]:
     """Give the dotted key of every setting below a record, from the record's own fields."""
     hints = get_type_hints(record)
     for item in fields(record):
+        if is_derived(item):
+            continue
         if is_dataclass(hints[item.name]):
             yield from keys(hints[item.name], f"{path}{item.name}.")
         elif item.name == "accounts":
             yield from keys(AccountSettings, "accounts.default.")
-        elif item.name == "password":
-            yield f"{path}password_file"
+        elif item.name in {"password", "proxy_credentials"}:
+            yield f"{path}{item.name}_file"
         elif item.name != "name":
             yield path + key_of(item.name)
 
 
-EVERY_KEY = sorted(keys(Configuration, ""))
+# Both ways to give a login lead to one field.
+EVERY_KEY = sorted([*keys(Configuration, ""), "accounts.default.login_file"])
+# These have no default that the shipped file could state, so they stand there commented out.
+WITHOUT_DEFAULT = (
+    "client_group",
+    "admin_group",
+    "login_file",
+    "proxy",
+    "proxy_credentials_file",
+    "ca_file",
+    "client_cert",
+    "client_key",
+)
 
 
 def leaves(table: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -64,10 +80,9 @@ def test_the_shipped_file_has_every_key_and_only_defaults(
 ) -> None:
     """The commented file shows all there is; using it unchanged is the same as leaving everything out."""
     assert len(EVERY_KEY) > 25
-    # The two groups have no default that a file could state, so they stand there commented out.
-    uncommented = re.sub(r"^#((?:client|admin)_group = )", r"\1", SHIPPED, flags=re.MULTILINE)
+    uncommented = re.sub(rf"^#((?:{'|'.join(WITHOUT_DEFAULT)}) = )", r"\1", SHIPPED, flags=re.MULTILINE)
     assert sorted(leaves(tomllib.loads(uncommented))) == EVERY_KEY
-    assert len(list(leaves(tomllib.loads(SHIPPED)))) == len(EVERY_KEY) - 2
+    assert len(list(leaves(tomllib.loads(SHIPPED)))) == len(EVERY_KEY) - len(WITHOUT_DEFAULT)
 
     text = SHIPPED.replace("/etc/dlr-buffer/default.password", str(tmp_path / "default.password"))
     assert parse(text, {}) == configuration
@@ -93,8 +108,8 @@ def test_the_docs_explain_every_key_with_its_default(path: str) -> None:
     assert row, f"no row for {path}"
     if key in {"url", "login", "password_file"} and section.startswith("accounts"):
         assert "must be given" in row[1]
-    elif key.endswith("_group"):
-        assert row[1] == "none"
+    elif key in WITHOUT_DEFAULT:
+        assert row[1] == "none" or row[1].startswith("`$CREDENTIALS_DIRECTORY/")
     else:
         assert f"{key} = {row[1].strip('`')}\n" in SHIPPED
 

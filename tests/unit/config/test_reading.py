@@ -34,6 +34,7 @@ URL = "https://smartswitch.example.com/api/dlr"
 def password_file(tmp_path: Path) -> Path:
     """Give a password file as an admin would write it."""
     path = tmp_path / "default.password"
+    path.touch(0o600)
     path.write_text(PASSWORD + "\n")
     return path
 
@@ -418,6 +419,7 @@ def test_systemd_credentials_are_used_where_no_file_is_named(tmp_path: Path, pas
     """$CREDENTIALS_DIRECTORY/<account>.password serves accounts without password_file, which otherwise wins."""
     credentials = tmp_path / "credentials"
     credentials.mkdir()
+    (credentials / "default.password").touch(0o400)
     (credentials / "default.password").write_text("from-systemd")
     without = "\n".join(line for line in account(password_file).splitlines() if "password_file" not in line)
     environ = {"CREDENTIALS_DIRECTORY": str(credentials)}
