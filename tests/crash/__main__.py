@@ -8,6 +8,7 @@ import platform
 import secrets
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +21,9 @@ def table(outcome: Outcome) -> list[str]:
     figures = outcome.figures
     starts = sorted(outcome.start_s) or [0.0]
     rows: list[tuple[str, object]] = [
-        ("kills", sum(outcome.kills.values())),
+        ("commit", commit()),
+        ("seed", outcome.seed),
+        ("kills", f"{outcome.total}, of {len(outcome.hit)} kinds"),
         *(
             (f"  {death}", f"{count}" + _missed(outcome, death))
             for death, count in sorted(outcome.kills.items())
@@ -35,8 +38,19 @@ def table(outcome: Outcome) -> list[str]:
         ("  most that can be justified", figures.bound),
         ("receipts said ok to, not settled at a kill", figures.in_flight_at_kills),
         ("receipts acted on, the answer lost on purpose", figures.answers_lost),
+        ("dead letters seen on the disk at kills", figures.dead),
+        *(
+            (f"admins' answered actions: {action}", count)
+            for action, count in sorted(figures.actions.items())
+        ),
+        ("messages named", figures.named),
+        (
+            "  exempt from some checks (a deletion crossed)",
+            f"{figures.exempt} ({figures.exempt / max(1, figures.named):.1%})",
+        ),
         ("messages gone by right and forgotten", figures.forgotten),
         ("messages known at once, at most", figures.most_known),
+        ("times that all had to come to its end", outcome.rests),
         ("start until ready, median", f"{statistics.median(starts):.2f} s"),
         ("start until ready, longest", f"{starts[-1]:.2f} s"),
         ("log (WAL) at a kill, largest", f"{max(outcome.wal_bytes, default=0) / 1024:.0f} KiB"),
@@ -49,6 +63,15 @@ def table(outcome: Outcome) -> list[str]:
         ("violations", len(outcome.violations)),
     ]
     return [f"{name:46} {value}" for name, value in rows]
+
+
+def commit() -> str:
+    """What is tested: the commit, and whether the work tree differs from it."""
+    git = ["git", "-C", str(Path(__file__).parents[2])]
+    shown = subprocess.run(
+        [*git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return shown.stdout.strip() or "unknown"
 
 
 def _missed(outcome: Outcome, death: str) -> str:

@@ -6,6 +6,7 @@ answer is asked again from the next daemon, as an app should, while nobody can h
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from dlr_buffer.client import ApiError, Client, DaemonUnreachable
 from tests.acceptance.harness import PATIENCE_S, Site
+from tests.crash.known import Shown
 from tests.crash.oracle import Oracle
 from tests.crash.upstream import POISON, now_ms
 
@@ -139,10 +141,16 @@ class Load:
     def _register(self, app: Client, account: str, message_id: str, validity: int | None) -> None:
         self._oracle.asks_to_register(account, [(message_id, validity and validity * 1000)], at_ms=now_ms())
         try:
-            app.register(message_id, account, validity)
+            answer = app.register(message_id, account, validity)
         except (DaemonUnreachable, ApiError) as error:
             self._broke_off(error, account, [(message_id, validity)], report=False)
-        self._oracle.registered(account, [message_id])
+            return
+        self._oracle.registered(
+            account,
+            {message_id: _milliseconds(answer["expires_at"])},
+            validity_ms=validity and validity * 1000,
+            at_ms=now_ms(),
+        )
 
     def _report(self, app: Client, account: str, message_id: str, state: str) -> None:
         self._oracle.asks_to_report(account, [(message_id, state)], at_ms=now_ms())
@@ -156,7 +164,8 @@ class Load:
             return
         # Where the state was known already, the answer may show the message or a receipt of it.
         known = answer.get("message_state") == state
-        self._oracle.reported(account, message_id, state, int(answer["request_id"]) if known else None)
+        request_id = int(answer["request_id"]) if known else None
+        self._oracle.reported(account, message_id, state, request_id, at_ms=now_ms())
 
     def _bulk(self, rng: Random, _name: str) -> None:
         with self._site.client() as app:
@@ -197,7 +206,9 @@ class Load:
             self._broke_off(error, account, [(each, validity) for each in ids], report=False)
         if [index for index, _ in errors] != [len(ids)]:
             raise AssertionError(f"registering in bulk: unexpected errors {errors}")
-        self._oracle.registered(account, ids)
+        self._oracle.registered(
+            account, dict.fromkeys(ids), validity_ms=validity and validity * 1000, at_ms=now_ms()
+        )
 
     def _report_many(
         self, app: Client, account: str, reports: Sequence[tuple[str, str]], *, array: bool
@@ -213,7 +224,7 @@ class Load:
         for index, (message_id, state) in enumerate(reports):
             match errors.get(index):
                 case None:
-                    self._oracle.reported(account, message_id, state)
+                    self._oracle.reported(account, message_id, state, at_ms=now_ms())
                 case "message-final":
                     self._oracle.conflicted(account, message_id, state, at_ms=now_ms())
                 case code:
@@ -276,42 +287,64 @@ class Load:
                         raise
                     raise Stopped from None
 
-    def _page(self, admin: Client, narrowing: str, limit: int) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = admin.request("GET", f"/v1/receipts?limit={limit}&{narrowing}")["items"]
-        return items
+    def _page(self, admin: Client, narrowing: str, limit: int) -> list[Shown]:
+        items = admin.request("GET", f"/v1/receipts?limit={limit}&{narrowing}")["items"]
+        return [
+            Shown(int(each["request_id"]), each["account"], each["message_id"], each["message_state"])
+            for each in items
+        ]
 
     def _hold_some(self, admin: Client, rng: Random) -> None:
         some = self._page(admin, f"status=pending&account={rng.choice(ACCOUNTS)}", 30)
-        _steer(admin, "hold", [each["request_id"] for each in some])
+        self._oracle.asks_to_hold()
+        _steer(admin, "hold", some)
+        self._oracle.shows_held(self._page(admin, "status=held", 300))
 
     def _hold_many(self, admin: Client, _rng: Random) -> None:
+        self._oracle.asks_to_hold()
         admin.request("POST", "/v1/receipts/hold", {"filter": {"status": "pending"}})
+        self._oracle.shows_held(self._page(admin, "status=held", 300))
 
     def _release(self, admin: Client, _rng: Random) -> None:
+        self._oracle.asks_to_release()
         admin.request("POST", "/v1/receipts/release", {"filter": {"status": "held"}})
+        self._oracle.released()
 
     def _retry(self, admin: Client, rng: Random) -> None:
-        status = rng.choice(("dead", "pending"))
-        admin.request("POST", "/v1/receipts/retry", {"filter": {"status": status}})
+        if rng.random() < 0.3:
+            admin.request("POST", "/v1/receipts/retry", {"filter": {"status": "pending"}})
+            return
+        some = self._page(admin, "status=dead", 20)
+        before = self._oracle.asks_to_retry(some)
+        if _steer(admin, "retry", some):
+            self._oracle.retried(before)
 
     def _delete_receipts(self, admin: Client, rng: Random) -> None:
-        doomed = self._page(admin, "status=dead", 100)
+        doomed = self._page(admin, "status=dead", 20)
         doomed += self._page(admin, f"status={rng.choice(('pending', 'held'))}", 5)
-        for account in ACCOUNTS:
-            self._oracle.asks_to_delete(
-                account, [each["message_id"] for each in doomed if each["account"] == account]
-            )
-        _steer(admin, "delete", [each["request_id"] for each in doomed])
+        self._oracle.asks_to_delete_receipts(doomed)
+        if _steer(admin, "delete", doomed):
+            self._oracle.deleted_receipts(doomed)
 
     def _delete_messages(self, admin: Client, rng: Random) -> None:
         account, ids = self._pick(rng, 12)
-        self._oracle.asks_to_delete(account, ids)
-        admin.request("POST", "/v1/messages/delete", {"account": account, "message_ids": ids})
+        deletion = self._oracle.asks_to_delete(account, ids)
+        answer = admin.request("POST", "/v1/messages/delete", {"account": account, "message_ids": ids})
+        for message_id in ids:
+            found = True
+            try:
+                admin.message(message_id, account)
+            except ApiError as error:
+                if error.code != "not-found":
+                    raise
+                found = False
+            self._oracle.deleted(deletion, message_id, found=found, in_flight=answer["in_flight"])
 
     def _expire(self, admin: Client, rng: Random) -> None:
         account, ids = self._pick(rng, 12)
-        self._oracle.asks_to_expire(account, ids)
+        there = self._oracle.asks_to_expire(account, ids)
         admin.request("POST", "/v1/messages/expire", {"account": account, "message_ids": ids})
+        self._oracle.expired(account, ids, there)
 
     def _pick(self, rng: Random, count: int) -> tuple[str, list[str]]:
         account = rng.choice(ACCOUNTS)
@@ -331,9 +364,19 @@ class Load:
         self._oracle.paused(account, paused=paused)
 
 
-def _steer(admin: Client, action: str, request_ids: Sequence[str]) -> None:
-    if request_ids:
-        admin.request("POST", f"/v1/receipts/{action}", {"request_ids": list(request_ids)})
+def _steer(admin: Client, action: str, receipts: Sequence[Shown]) -> bool:
+    """Act on receipts by id; returns whether the answer says that all of them were changed."""
+    if not receipts:
+        return True
+    ids = [str(each.request_id) for each in receipts]
+    changed: int = admin.request("POST", f"/v1/receipts/{action}", {"request_ids": ids})["changed"]
+    return changed == len(receipts)
+
+
+def _milliseconds(time: str) -> int:
+    """What a time of the API is since 1970."""
+    since = dt.datetime.fromisoformat(time) - dt.datetime.fromtimestamp(0, dt.UTC)
+    return since // dt.timedelta(milliseconds=1)
 
 
 def _many(app: Client, path: str, items: Sequence[dict[str, Any]], *, array: bool) -> list[tuple[int, str]]:

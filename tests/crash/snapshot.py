@@ -25,6 +25,7 @@ class MessageOnDisk:
     account: str
     message_id: str
     state: str
+    registered_at: int
     expires_at: int
 
 
@@ -71,9 +72,9 @@ def read_snapshot(copy: Path, *, at_ms: int, wal_bytes: int = 0) -> Snapshot:
         faults = [fault for fault in faults if fault != "integrity_check: ok"]
         names = dict(database.execute("SELECT id, name FROM accounts").fetchall())
         messages = tuple(
-            MessageOnDisk(names[account_id], message_id, STATE_NAMES[state], expires_at)
-            for account_id, message_id, state, expires_at in database.execute(
-                "SELECT account_id, message_id, state, expires_at FROM messages"
+            MessageOnDisk(names[account_id], message_id, STATE_NAMES[state], registered_at, expires_at)
+            for account_id, message_id, state, registered_at, expires_at in database.execute(
+                "SELECT account_id, message_id, state, registered_at, expires_at FROM messages"
             )
         )
         receipts = tuple(_receipts(database, names))

@@ -2,8 +2,9 @@
 
 What comes seldom in production (checkpoints, retention, expiry) is made to come all the time, and the process may
 be told by ``DLR_CRASH_AT=POINT:COUNT:DELAY_S`` to kill itself: so long after it has come to that point so many times.
-A thread kills, so that with a delay the process dies somewhere inside of what begins there. Everything else is the
-daemon as it is.
+A thread kills, so that with a delay the process dies somewhere inside of what begins there; if that is over by then,
+it waits for the next time, and half as long. So a process that kills itself was where it was meant to be. Everything
+else is the daemon as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from unittest.mock import patch
 
 from dlr_buffer import daemon
 from dlr_buffer.cli import main
-from dlr_buffer.storage import settling, steering, store, sweeping, transaction, writer
+from dlr_buffer.storage import (
+    lock,
+    migrate,
+    recovery,
+    settling,
+    steering,
+    store,
+    sweeping,
+    transaction,
+    writer,
+)
 
 VARIABLE: Final = "DLR_CRASH_AT"
 CHECKPOINT_BYTES: Final = 256 * 1024
@@ -44,6 +55,8 @@ class Point(StrEnum):
     BULK = "bulk"
     SETTLING = "settling"
     """Smartswitch has answered, and what it said is being written."""
+    OPENING = "opening"
+    """It opens what its predecessor has left: its log, its rows, its lock file."""
 
 
 def _always(*_arguments: object) -> bool:
@@ -72,6 +85,15 @@ _PLACES: Final[dict[Point, _Places]] = {
     Point.ADMIN: ((steering, "steer_receipts", _many_in_action), (steering, "steer_messages", _many)),
     Point.BULK: ((store, "register", _many), (store, "report", _many)),
     Point.SETTLING: ((settling, "settle", _always),),
+    Point.OPENING: (
+        (migrate, "bring_in_log", _always),
+        (recovery, "_checkpoint", _always),
+        (store, "require_whole", _always),
+        (store, "_prepare", _always),
+        (store.SqliteStore, "_load", _always),
+        (store, "make_names_durable", _always),
+        (lock.QueueLock, "opened", _always),
+    ),
 }
 
 
@@ -82,6 +104,7 @@ class Trap:
         """Wait for the ``count``-th time."""
         self._left = count
         self._delay_s = delay_s
+        self._inside = False
         self._sprung = threading.Event()
         self._never = threading.Event()
 
@@ -91,9 +114,14 @@ class Trap:
 
         @functools.wraps(real)
         def watched(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - any function
-            if counts(*arguments):
+            if not counts(*arguments):
+                return real(*arguments, **named)
+            self._inside = True
+            try:
                 self._step()
-            return real(*arguments, **named)
+                return real(*arguments, **named)
+            finally:
+                self._inside = False
 
         patch.object(place, name, watched).start()
 
@@ -106,9 +134,14 @@ class Trap:
 
     def watch(self) -> None:
         """Kill, once sprung and the delay is over; runs in a thread that stands ready for it."""
-        self._sprung.wait()
-        self._never.wait(self._delay_s)
-        os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            self._sprung.wait()
+            self._never.wait(self._delay_s)
+            if self._inside:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._delay_s /= 2
+            self._sprung.clear()
+            self._left = 1
 
 
 def set_trap(order: str) -> None:

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from tests.crash.oracle import Oracle, Rules, Said, Sent, Told
+from tests.crash.known import Rules, Said, Sent, Shown, Told
+from tests.crash.oracle import Oracle
 from tests.crash.snapshot import MessageOnDisk, ReceiptOnDisk, Snapshot
 
 VALIDITY = 4_000
 RETENTION = 12_000
+DEAD_RETENTION = 8_000
+MAX_REFUSALS = 3
 ACCOUNT = "default"
 OK = Told(acted=True, said=Said.OK)
 LOST = Told(acted=True, said=Said.NOTHING)
@@ -23,7 +26,9 @@ class World:
 
     def __init__(self) -> None:
         """Begin with an empty disk before run 1."""
-        self.oracle = Oracle(Rules(VALIDITY, RETENTION, concurrency=2, patience_ms=2_500))
+        self.oracle = Oracle(
+            Rules(VALIDITY, RETENTION, DEAD_RETENTION, 2, max_refusals=MAX_REFUSALS, patience_ms=2_500)
+        )
         self.now = 1_000_000
         self.run = 1
         self.messages: dict[str, MessageOnDisk] = {}
@@ -31,20 +36,64 @@ class World:
         self.next_request_id = 1
         self.requests = 0
 
-    def register(self, message_id: str = "a", *, answered: bool = True) -> None:
-        """An app registers a message, which is stored."""
-        self.oracle.asks_to_register(ACCOUNT, [(message_id, None)], at_ms=self.now)
-        self.messages[message_id] = MessageOnDisk(ACCOUNT, message_id, "waiting", self.now + VALIDITY)
+    def register(
+        self,
+        message_id: str = "a",
+        *,
+        answered: bool = True,
+        validity: int | None = None,
+        deadline: int | None = None,
+    ) -> None:
+        """An app registers a message, which is stored; the answer may show a ``deadline``."""
+        self.oracle.asks_to_register(ACCOUNT, [(message_id, validity)], at_ms=self.now)
+        self.put_message(message_id, "waiting", validity or VALIDITY)
         if answered:
-            self.oracle.registered(ACCOUNT, [message_id])
+            self.oracle.registered(ACCOUNT, {message_id: deadline}, validity_ms=validity, at_ms=self.now)
 
-    def report(self, state: str, message_id: str = "a", *, answered: bool = True) -> int:
-        """An app reports a state, which is stored; returns the request_id."""
+    def put_message(self, message_id: str, state: str, validity: int = VALIDITY) -> None:
+        """A message comes to lie on the disk, or takes a state on."""
+        old = self.messages.get(message_id)
+        registered, expires = (
+            (self.now, self.now + validity) if old is None else (old.registered_at, old.expires_at)
+        )
+        self.messages[message_id] = MessageOnDisk(ACCOUNT, message_id, state, registered, expires)
+
+    def report(self, state: str, message_id: str = "a", *, answered: bool = True, told: bool = True) -> int:
+        """An app reports a state, which is stored; returns the request_id, which the app may have been told."""
         self.oracle.asks_to_report(ACCOUNT, [(message_id, state)], at_ms=self.now)
         request_id = self.store(state, message_id)
         if answered:
-            self.oracle.reported(ACCOUNT, message_id, state, request_id)
+            self.answer(state, message_id, request_id if told else None)
         return request_id
+
+    def answer(self, state: str, message_id: str = "a", request_id: int | None = None) -> None:
+        """An app is answered to a report."""
+        self.oracle.reported(ACCOUNT, message_id, state, request_id, at_ms=self.now)
+
+    def shown(self, *request_ids: int) -> list[Shown]:
+        """Receipts as a list shows them."""
+        return [
+            Shown(row.request_id, ACCOUNT, row.message_id, row.state)
+            for row in map(self.receipts.__getitem__, request_ids)
+        ]
+
+    def delete(self, message_id: str = "a", *, found: bool = False, in_flight: int = 0) -> None:
+        """An admin deletes a message, which goes from the disk, is answered and looks for it."""
+        deletion = self.oracle.asks_to_delete(ACCOUNT, [message_id])
+        if not found:
+            self.lose(message_id)
+        self.oracle.deleted(deletion, message_id, found=found, in_flight=in_flight)
+
+    def hold(self, request_id: int) -> None:
+        """An admin holds a receipt, is answered and sees it held."""
+        self.oracle.asks_to_hold()
+        self.put(request_id, status="held")
+        self.oracle.shows_held(self.shown(request_id))
+
+    def refuse(self, request_id: int, times: int = MAX_REFUSALS) -> None:
+        """The upstream refuses a receipt so often."""
+        for _ in range(times):
+            self.send(request_id, told=IGNORED)
 
     def store(self, state: str, message_id: str = "a") -> int:
         """The daemon gives a message a state, whoever asked for it."""
@@ -52,7 +101,7 @@ class World:
         for each in [row for row in self.receipts.values() if row.message_id == message_id]:
             status = "superseded" if each.status == "pending" else each.status
             self.receipts[each.request_id] = replace(each, newest=False, status=status)
-        self.messages[message_id] = MessageOnDisk(ACCOUNT, message_id, state, self.now + VALIDITY)
+        self.put_message(message_id, state)
         self.receipts[request_id] = ReceiptOnDisk(
             request_id, ACCOUNT, message_id, state, "pending", self.now, None, newest=True
         )
@@ -121,7 +170,7 @@ def lost_bulk_report(world: World) -> None:
     """A report that was answered without an id has left no receipt."""
     world.register()
     world.oracle.asks_to_report(ACCOUNT, [("a", "enroute")], at_ms=world.now)
-    world.oracle.reported(ACCOUNT, "a", "enroute")
+    world.answer("enroute")
     world.messages["a"] = replace(world.messages["a"], state="enroute")
 
 
@@ -155,7 +204,7 @@ def purged_while_unsent(world: World) -> None:
 
 def invented_message(world: World) -> None:
     """A message that nobody asked for."""
-    world.messages["x"] = MessageOnDisk(ACCOUNT, "x", "waiting", world.now)
+    world.put_message("x", "waiting")
 
 
 def invented_receipt(world: World) -> None:
@@ -338,11 +387,216 @@ def looked_up_in_vain(world: World) -> None:
     world.oracle.sees_message(ACCOUNT, "a", found=False, at_ms=world.now)
 
 
+def second_final_receipt(world: World) -> None:
+    """A final state gets another receipt with an id of its own."""
+    world.register()
+    world.send(world.report("delivered"))
+    world.send(world.store("delivered"))
+
+
+def second_expired_receipt(world: World) -> None:
+    """A message expires twice."""
+    world.register()
+    world.now += VALIDITY
+    world.send(world.store("expired"))
+    world.send(world.store("expired"))
+
+
+def more_receipts_than_reports(world: World) -> None:
+    """A state that was reported once is told twice."""
+    world.register()
+    for state in ("enroute", "accepted"):
+        world.report(state)
+    world.store("enroute")
+
+
+def lost_repetition(world: World) -> None:
+    """Of A, B, A in bulk the last has left no receipt."""
+    world.register()
+    first = world.report("enroute", told=False)
+    world.report("unknown", told=False)
+    del world.receipts[world.report("enroute", told=False)]
+    world.put_message("a", "enroute")
+    world.put(first, status="superseded")
+
+
+def another_validity_period(world: World) -> None:
+    """A message has another validity period than was asked for."""
+    world.register()
+    world.messages["a"] = replace(world.messages["a"], expires_at=world.now + VALIDITY + 1)
+
+
+def default_instead_of_the_registered(world: World) -> None:
+    """What was registered with a period of its own has that of a report."""
+    world.register(validity=1_000)
+    world.report("enroute")
+    world.messages["a"] = replace(world.messages["a"], expires_at=world.now + VALIDITY)
+
+
+def another_deadline(world: World) -> None:
+    """A message expires at another time than was answered."""
+    world.register(deadline=world.now + VALIDITY + 1)
+
+
+def registered_at_another_time(world: World) -> None:
+    """The validity period is right, but counts from a time before anyone asked."""
+    world.register()
+    row = world.messages["a"]
+    world.messages["a"] = replace(row, registered_at=row.registered_at - 1, expires_at=row.expires_at - 1)
+
+
+def expired_before_its_deadline(world: World) -> None:
+    """A shorter period was asked for once, but it is the longer one that counts."""
+    world.register(validity=1_000, answered=False)
+    world.messages["a"] = replace(world.messages["a"], expires_at=world.now + VALIDITY)
+    world.report("enroute")
+    world.now += 2_000
+    world.store("expired")
+
+
+def deleted_comes_back(world: World) -> None:
+    """A message whose deletion was answered is there after a kill."""
+    world.register()
+    row = world.messages["a"]
+    world.delete()
+    world.messages["a"] = row
+
+
+def deleted_is_not(world: World) -> None:
+    """A deletion was answered, nothing was in flight, and the message is found."""
+    world.register()
+    world.delete(found=True)
+
+
+def deleted_is_found_later(world: World) -> None:
+    """A message whose deletion was answered is found by the next daemon."""
+    world.register()
+    world.delete()
+    world.oracle.sees_message(ACCOUNT, "a", found=True, at_ms=world.now)
+
+
+def deleted_is_sent(world: World) -> None:
+    """A receipt of a message whose deletion was answered is sent."""
+    world.register()
+    number = world.report("delivered")
+    world.delete()
+    world.oracle.sends(world.run, ACCOUNT, [Sent("a", "delivered", str(number))], at_ms=world.now)
+
+
+def deleted_receipt_of_a_new_message(world: World) -> None:
+    """A message begun anew after its deletion has a receipt of the old one."""
+    world.register()
+    number = world.report("enroute")
+    row = world.receipts[number]
+    world.delete()
+    world.report("enroute")
+    world.receipts[number] = replace(row, newest=False, status="superseded")
+
+
+def deleted_receipt_comes_back(world: World) -> None:
+    """A receipt whose deletion was answered is there."""
+    world.register()
+    doomed = world.shown(world.report("enroute"))
+    world.oracle.asks_to_delete_receipts(doomed)
+    world.oracle.deleted_receipts(doomed)
+
+
+def held_is_sent(world: World) -> None:
+    """What is held is sent."""
+    world.register()
+    number = world.report("delivered")
+    world.hold(number)
+    world.send(number, told=IGNORED)
+
+
+def hold_undone(world: World) -> None:
+    """A hold was answered, and after the kill the receipt is pending."""
+    world.register()
+    number = world.report("delivered")
+    world.hold(number)
+    world.put(number, status="pending")
+
+
+def release_undone(world: World) -> None:
+    """A release was answered, and after the kill the receipt is held."""
+    world.register()
+    number = world.report("delivered")
+    world.hold(number)
+    world.oracle.asks_to_release()
+    world.oracle.released()
+
+
+def expiry_undone(world: World) -> None:
+    """That a message was expired was answered, and it goes on."""
+    world.register()
+    there = world.oracle.asks_to_expire(ACCOUNT, ["a"])
+    world.oracle.expired(ACCOUNT, ["a"], there)
+
+
+def two_finals_beside_a_deletion(world: World) -> None:
+    """A deletion that was not answered excuses no second final state that was asked for before it."""
+    world.register()
+    world.send(world.report("delivered"))
+    number = world.report("rejected", answered=False)
+    world.kill()
+    world.oracle.asks_to_delete(ACCOUNT, ["a"])
+    world.send(number)
+
+
+def dead_without_refusals(world: World) -> None:
+    """A good receipt is dead that the upstream refused too seldom."""
+    world.register()
+    number = world.report("delivered")
+    world.refuse(number, MAX_REFUSALS - 1)
+    world.put(number, status="dead", error_code="x")
+
+
+def retry_undone(world: World) -> None:
+    """A retry was answered, and the receipt is as dead as before."""
+    world.register()
+    number = world.report("delivered")
+    world.refuse(number)
+    world.put(number, status="dead", error_code="x")
+    assert world.kill() == []
+    world.oracle.retried(world.oracle.asks_to_retry(world.shown(number)))
+
+
+def dead_purged_too_early(world: World) -> None:
+    """Retention took a dead letter a moment too early."""
+    world.register()
+    world.refuse(world.report("delivered"))
+    world.now += DEAD_RETENTION - 1
+    world.lose()
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
         (lost_message, "and is lost"),
-        (lost_bulk_report, "has no receipt"),
+        (lost_bulk_report, "answered 1 times, but has 0 receipts"),
+        (lost_repetition, "answered 2 times, but has 1 receipts"),
+        (second_final_receipt, "one too many"),
+        (second_expired_receipt, "one too many"),
+        (more_receipts_than_reports, "one too many"),
+        (another_validity_period, "its validity period is 4001 ms"),
+        (default_instead_of_the_registered, "asked for was [1000]"),
+        (another_deadline, "was answered"),
+        (registered_at_another_time, "done by"),
+        (expired_before_its_deadline, "2000 ms before the deadline"),
+        (deleted_comes_back, "is on the disk, but its deletion was answered"),
+        (deleted_is_not, "but a look-up finds it"),
+        (deleted_is_found_later, "but a look-up finds it"),
+        (deleted_is_sent, "a request shows receipt 1 (delivered), whose deletion was answered"),
+        (deleted_receipt_of_a_new_message, "the disk shows receipt 1 (enroute), whose deletion was answered"),
+        (deleted_receipt_comes_back, "whose deletion was answered"),
+        (held_is_sent, "though it is held"),
+        (hold_undone, "was held and is pending now"),
+        (release_undone, "is held, but all was released"),
+        (expiry_undone, "that it was expired was answered"),
+        (two_finals_beside_a_deletion, "is delivered, but a request says rejected"),
+        (dead_without_refusals, "was refused 2 times at most"),
+        (retry_undone, "was refused 0 times at most"),
+        (dead_purged_too_early, "is lost"),
         (lost_state, "waits, though"),
         (lost_receipt, "is lost"),
         (purged_too_early, "is lost"),
@@ -385,7 +639,9 @@ def test_what_is_stuck_at_the_end_is_found(world: World) -> None:
     world.register("pending")
     world.report("delivered", "pending")
     world.register("dead")
-    world.put(world.report("delivered", "dead"), status="dead")
+    number = world.report("delivered", "dead")
+    world.refuse(number)
+    world.put(number, status="dead")
     assert world.kill() == []
     world.oracle.finish(world.snapshot())
     words = "\n".join(world.oracle.violations)
@@ -445,6 +701,8 @@ def test_an_admin_may_delete_and_expire(world: World) -> None:
     world.report("enroute", "deleted")
     world.oracle.asks_to_delete(ACCOUNT, ["deleted"])
     world.lose("deleted")
+    world.register("in flight")
+    world.delete("in flight", found=True, in_flight=1)
     world.register("expired")
     world.oracle.asks_to_expire(ACCOUNT, ["expired"])
     world.store("expired", "expired")
@@ -478,4 +736,80 @@ def test_retention_may_take_what_was_superseded(world: World) -> None:
     assert world.kill() == []
     world.now += RETENTION
     del world.receipts[older]
+    assert world.kill() == []
+
+
+def test_a_deleted_message_may_begin_anew(world: World) -> None:
+    """After a deletion, answered or not, the same name may come to another final state."""
+    for message_id in ("certain", "unanswered"):
+        world.register(message_id)
+        world.send(world.report("delivered", message_id))
+    world.delete("certain")
+    world.oracle.asks_to_delete(ACCOUNT, ["unanswered"])
+    world.lose("unanswered")
+    for message_id in ("certain", "unanswered"):
+        world.send(world.report("rejected", message_id))
+    assert world.kill() == []
+    assert (world.oracle.figures.named, world.oracle.figures.exempt) == (3, 1)
+
+
+def test_what_is_held_is_sent_after_a_release(world: World) -> None:
+    """Held over a kill, released, sent: as it should be; so is what a newer state makes pointless while it is held."""
+    world.register()
+    held, overtaken = world.report("delivered"), world.report("enroute", "b")
+    world.hold(held)
+    world.hold(overtaken)
+    assert world.kill() == []
+    world.put(overtaken, status="superseded")
+    world.report("accepted", "b")
+    assert world.kill() == []
+    world.oracle.asks_to_release()
+    world.put(held, status="pending")
+    world.oracle.released()
+    world.send(held)
+    assert world.kill() == []
+
+
+def test_a_dead_letter_may_be_replayed_and_purged(world: World) -> None:
+    """Refused often enough it is dead, replayed it is not; dead once more it goes in its own time."""
+    world.register()
+    number = world.report("delivered")
+    world.refuse(number)
+    world.put(number, status="dead", error_code="x")
+    assert world.kill() == []
+    before = world.oracle.asks_to_retry(world.shown(number))
+    world.put(number, status="pending")
+    world.refuse(number)
+    world.oracle.retried(before)
+    world.put(number, status="dead")
+    assert world.kill() == []
+    world.now += DEAD_RETENTION
+    world.lose()
+    assert world.kill() == []
+
+
+def test_a_validity_period_of_ones_own_is_adopted_after_a_report(world: World) -> None:
+    """Known by a report first, registered then: its period counts from the report."""
+    world.report("enroute")
+    world.now += 100
+    world.oracle.asks_to_register(ACCOUNT, [("a", 1_000)], at_ms=world.now)
+    row = world.messages["a"]
+    world.messages["a"] = replace(row, expires_at=row.registered_at + 1_000)
+    world.oracle.registered(ACCOUNT, {"a": None}, validity_ms=1_000, at_ms=world.now)
+    assert world.kill() == []
+    world.now += 900
+    world.store("expired")
+    assert world.kill() == []
+
+
+def test_a_deleted_final_receipt_lets_its_message_go_in_time(world: World) -> None:
+    """An admin deletes the receipt of a final state: the message stays for its retention, then it may go."""
+    world.register()
+    doomed = world.shown(world.report("delivered"))
+    world.oracle.asks_to_delete_receipts(doomed)
+    world.oracle.deleted_receipts(doomed)
+    world.receipts.clear()
+    assert world.kill() == []
+    world.now += RETENTION
+    world.lose()
     assert world.kill() == []

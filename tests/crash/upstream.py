@@ -20,7 +20,8 @@ from dlr_buffer.simulator.behaviour import Decision, Outcome, decide
 from dlr_buffer.simulator.protocol import PATH
 from dlr_buffer.simulator.server import Request
 from tests.acceptance.harness import StandIn
-from tests.crash.oracle import Oracle, Said, Sent, Told
+from tests.crash.known import Said, Sent, Told
+from tests.crash.oracle import Oracle
 
 TIMEOUT_S: Final = 5.0
 """The accounts' timeout."""
@@ -112,6 +113,10 @@ class Upstream:
         self._arrived.clear()
         self._awaited = number
         self._arrived.wait(timeout_s)
+
+    def answers_owed(self) -> int:
+        """How many requests are not answered yet."""
+        return self._stand_in.look(lambda record: record.concurrent_requests)
 
     def wait_until_quiet(self) -> None:
         """Return once nobody waits for an answer: whoever asked is dead."""

@@ -70,16 +70,19 @@ class Victim:
 
     def wait_for_child(self, timeout_s: float) -> bool:
         """Whether it starts a process of its own (a migration) before it is ready, within that time."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        tasks = children.parents[1]
         end = time.monotonic() + timeout_s
         while time.monotonic() < end and not self._ready.is_set():
-            try:
-                if any((task / "children").read_text() for task in tasks.iterdir()):
-                    return True
-            except OSError:  # a thread, or all of it, has just ended
-                continue
+            if self.has_child():
+                return True
         return False
+
+    def has_child(self) -> bool:
+        """Whether a process that it has started runs."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        try:
+            return any((task / "children").read_text() for task in tasks.iterdir())
+        except OSError:  # a thread, or all of it, has just ended
+            return False
 
     def terminate(self) -> None:
         """Ask it to stop."""
