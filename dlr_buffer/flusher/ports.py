@@ -89,6 +89,8 @@ class Outbox(Protocol):
         ``returned`` are not to blame and wait again; ``sent`` False says that they were not on the wire. Those
         of them that are ``apart`` are claimed by name only, until they are returned once more without it. Those
         ``unwaited`` lose the time that they wait for: from then on they count as fresh, as `claim_behind` does.
+        What is in flight no more (it was settled before, or its claim was lost) stays as it is, and does not hinder the
+        others.
         """
         ...
 

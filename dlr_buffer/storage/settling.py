@@ -1,11 +1,12 @@
 """Claiming receipts for the wire, and settling what came of it.
 
 Claims are memory only (see `claims`); settling a batch is part of one transaction. An outage changes no row:
-its receipts are only given back.
+its receipts are only given back. An answer that comes a second time, or after its claim was lost, changes nothing.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ from dlr_buffer.storage.transaction import (
     json_array,
     require_rows,
 )
+
+_log = logging.getLogger(__name__)
 
 _CLAIMABLE = (
     select(
@@ -231,15 +234,16 @@ class Settlement(msgspec.Struct, frozen=True):
 
 
 def settle(tx: Transaction, settlement: Settlement) -> Settled:
-    """Write what came of a request and end its claims."""
+    """Write what came of a request and end its claims; what is in flight no more stays as it is."""
+    settlement = _still_awaited(tx, settlement)
     claims, now, account_id = tx.claims, settlement.now, settlement.account_id
     acknowledged = _acknowledge(tx, settlement)
     dead, superseded = _refuse(tx, settlement)
     settled = [each.request_id for each in settlement.acknowledged]
     settled += [each.request_id for each in settlement.refused]
+    overtaken = [each for each in settlement.returned if tx.in_flight(each) and tx.overtaken(each)]
     tx.ended.update(dict.fromkeys(settled, 0))
-    tx.ended.update(dict.fromkeys(settlement.returned, int(settlement.sent)))
-    overtaken = [each for each in settlement.returned if tx.overtaken(each)]
+    tx.ended.update((each, int(settlement.sent)) for each in settlement.returned if tx.in_flight(each))
     tx.mark_superseded([(each, account_id, schema.PENDING) for each in overtaken], now)
     gone = set(overtaken)
     if unwaited := [each for each in settlement.unwaited if each not in gone]:
@@ -248,7 +252,7 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
 
     def after() -> None:
         claims.forget_attempts(settled)
-        claims.release(account_id, (*settled, *settlement.returned))
+        claims.release(account_id, (*settled, *overtaken))
         give_back(claims, account_id, kept, sent=settlement.sent, apart=settlement.apart)
 
     tx.effects.append(after)
@@ -260,13 +264,34 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
     return Settled(acknowledged, again, dead, superseded + len(overtaken))
 
 
+def _still_awaited(tx: Transaction, settlement: Settlement) -> Settlement:
+    """The settlement without what was settled already or whose claim was lost.
+
+    What has become of such a receipt since then (held, replayed, claimed by another) is newer than the answer.
+    """
+    acknowledged = [each for each in settlement.acknowledged if tx.in_flight(each.request_id)]
+    refused = [each for each in settlement.refused if tx.in_flight(each.request_id)]
+    late = len(settlement.acknowledged) + len(settlement.refused) - len(acknowledged) - len(refused)
+    if not late:
+        return settlement
+    _log.warning(
+        "account %s: %d answers of Smartswitch came for receipts that are not in flight any more; they change nothing",
+        settlement.account,
+        late,
+    )
+    return msgspec.structs.replace(settlement, acknowledged=acknowledged, refused=refused)
+
+
 def give_back(
     claims: Claims, account_id: int, request_ids: Sequence[int], *, sent: bool, apart: Container[int] = ()
 ) -> None:
-    """Let unsettled receipts be claimed again; writes nothing."""
+    """End the claims of unsettled receipts, which can be claimed again; writes nothing."""
     for request_id in request_ids:
-        if sent:
+        # Without a claim it was settled in the meantime, and counted.
+        if sent and request_id in claims:
             claims.count_attempt(request_id)
+    claims.release(account_id, request_ids)
+    for request_id in request_ids:
         if request_id not in apart:
             # One that is kept apart would be passed over, with all between it and the next fresh one, at every
             # claim.

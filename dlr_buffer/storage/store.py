@@ -654,7 +654,6 @@ class SqliteStore:
             return claim, stale
 
         def give_back(_connection: Connection) -> None:
-            self._writer.claims.release(account_id, taken)
             settling.give_back(self._writer.claims, account_id, taken, sent=False)
 
         try:
@@ -687,7 +686,7 @@ class SqliteStore:
         policy: RefusalPolicy,
         now_ms: int,
     ) -> Settled:
-        """Write what came of a request and end its claims.
+        """Write what came of a request and end its claims; what is in flight no more stays as it is.
 
         ``returned`` alone, unless overtaken or ``unwaited``, writes nothing. Those ``apart`` are not offered as
         fresh ones.
@@ -700,7 +699,6 @@ class SqliteStore:
                 # Asked here, on the writer's thread: a report may have overtaken one a moment ago.
                 if any(claims.overtaken(each) for each in returned):
                     return False
-                claims.release(account_id, returned)
                 settling.give_back(claims, account_id, returned, sent=sent, apart=apart)
                 return True
 

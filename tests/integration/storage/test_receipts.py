@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from dlr_buffer.errors import StoreUnavailable
-from dlr_buffer.receipts import Cut, Receipt, ReceiptAction, RefusalPolicy, Settled
+from dlr_buffer.receipts import Cut, Receipt, ReceiptAction, ReceiptStatus, RefusalPolicy, Settled
 from dlr_buffer.selection import MessageAction
+from dlr_buffer.storage import schema
 from dlr_buffer.storage.writer import Lane
 from tests.integration.storage.harness import (
     ACCEPTED,
@@ -19,6 +21,7 @@ from tests.integration.storage.harness import (
     DEAD,
     DELIVERED,
     ENROUTE,
+    HELD,
     HOUR,
     PENDING,
     POLICY,
@@ -444,11 +447,22 @@ async def test_due_ones_pass_over_those_in_flight(path: Path) -> None:
 
 @on_loop
 async def test_a_settlement_that_cannot_be_is_refused_whole(path: Path) -> None:
-    """Settling what is not pending is a fault: nothing of it is stored and its neighbours go on."""
+    """Settling what is in flight and not pending is a fault: nothing of it is stored and its neighbours go on.
+
+    (What is not in flight any more is left alone: tests/integration/store/test_found.py.)
+    """
+
+    def put(queue: Queue, status: ReceiptStatus) -> Awaitable[object]:
+        """Change the first receipt's row behind everybody's back."""
+        statement = f"UPDATE receipts SET status = {schema.STATUS_CODES[status]} WHERE request_id = 1"
+        return queue.store._writer.submit(
+            Lane.ADMIN, run=lambda tx: tx.connection.exec_driver_sql(statement).rowcount
+        )
+
     async with opened(path) as queue:
         await queue.report(("a", DELIVERED), ("b", DELIVERED))
         await queue.claim()
-        await queue.settle(acknowledged=[1])
+        await put(queue, HELD)
         async with queue.hold_writer():
             bad = asyncio.create_task(queue.settle(acknowledged=[2, 1]))
             good = asyncio.create_task(queue.register("c"))
@@ -456,7 +470,8 @@ async def test_a_settlement_that_cannot_be_is_refused_whole(path: Path) -> None:
             await bad
         await good
         assert (await queue.receipt(2)).in_flight
-        await queue.settle(acknowledged=[2])
+        await put(queue, PENDING)
+        await queue.settle(acknowledged=[2, 1])
 
 
 @on_loop

@@ -334,7 +334,10 @@ def _take(model: Model, claimed: Claimed) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """A request was answered, or its receipts are given back."""
+    """A request was answered, or its receipts are given back.
+
+    What is in flight no more was settled before, or its claim was lost: it stays as it is, and its neighbours go on.
+    """
 
     account: str
     acknowledged: tuple[int, ...] = ()
@@ -367,7 +370,10 @@ class Settle:
     def judge(self, model: Model, ground: Ground, answer: object) -> None:
         """What became of each, and the counts of it."""
         came_to: list[ReceiptStatus] = []
-        for request_id in self.acknowledged:
+        acknowledged = [each for each in self.acknowledged if model.is_in_flight(each)]
+        refused = [each for each in self.refused if model.is_in_flight(each)]
+        returned = [each for each in self.returned if model.is_in_flight(each)]
+        for request_id in acknowledged:
             model.acknowledge(request_id, self.response_id, ground.now)
         came_to += [
             model.refuse(
@@ -378,15 +384,17 @@ class Settle:
                 backoff_ms=self._backoff,
                 now=ground.now,
             )
-            for request_id in self.refused
+            for request_id in refused
         ]
         dead, again = came_to.count(DEAD), came_to.count(PENDING)
         came_to += [
             model.give_back(each, sent=self.sent, apart=each in self.apart, now=ground.now)
-            for each in self.returned
+            for each in returned
         ]
+        # Whoever returns what it does not have wants it to be offered again.
+        model.passed -= {*self.returned} - {*returned} - self.apart
         assert isinstance(answer, Settled)
-        assert answer.acknowledged == len(self.acknowledged)
+        assert answer.acknowledged == len(acknowledged)
         assert answer.refused == again
         assert answer.dead == dead
         assert answer.superseded == came_to.count(SUPERSEDED)
@@ -508,6 +516,35 @@ class ExpireChunk:
         assert more or expired == len(due)
         for message in due[:expired]:
             model.expire(message, ground.now)
+
+
+@dataclass(frozen=True, slots=True)
+class Redate:
+    """The clock was wrong while the newest messages were registered: their time counts from now on."""
+
+    at_least: int
+    at_most: int
+    passing_over_since: int
+    right_since: int
+
+    async def ask(self, ground: Ground) -> object:
+        """As expiry does when it goes on."""
+        first: int | None = await ground.store.first_in_question(
+            at_least_ms=self.at_least,
+            at_most_ms=self.at_most,
+            passing_over_since_ms=self.passing_over_since,
+        )
+        while first is not None:
+            first = await ground.store.redate_chunk(first, right_since_ms=self.right_since, now_ms=ground.now)
+        return None
+
+    def judge(self, model: Model, ground: Ground, answer: object) -> None:
+        """Exactly these; what is shown then says it."""
+        assert answer is None
+        messages = model.in_question(
+            at_least=self.at_least, at_most=self.at_most, passing_over_since=self.passing_over_since
+        )
+        model.redate(messages, right_since=self.right_since, now=ground.now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,17 @@ A database that fulfils `Database` is put to the whole suite of this folder unch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from dlr_buffer.expiry import ExpiryStore
 from dlr_buffer.flusher.ports import Outbox
 from dlr_buffer.receipt_queue.store import Store
 from dlr_buffer.retention import RetentionStore
 from tests.clocks import FakeClock
+
+T = TypeVar("T")
 
 
 class WholeStore(Store, Outbox, ExpiryStore, RetentionStore, Protocol):
@@ -47,6 +49,17 @@ class Database(Protocol):
 
     async def crash(self) -> None:
         """Stop as if killed at this moment: what is not durable now is lost, and so is every claim."""
+        ...
+
+    async def crash_amid(self, work: Awaitable[T], commits: int) -> T:
+        """Do some work and stop as if killed right after so many of its commits, before anyone heard of the last one.
+
+        Returns what the work would have come to, had nothing happened.
+        """
+        ...
+
+    async def lose_claims(self, account: str, request_ids: Sequence[int]) -> None:
+        """Let these claims be lost, as if their lease had run out; whoever has them does not hear of it."""
         ...
 
     def together(self) -> AbstractAsyncContextManager[None]:

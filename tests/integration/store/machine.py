@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from itertools import cycle
+from itertools import combinations, cycle
 from typing import Any, Final, TypeVar
+from unittest.mock import patch
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+import dlr_buffer.receipt_queue.queue as queue_module
+from dlr_buffer.expiry import Mark
 from dlr_buffer.messages import MAX_MESSAGE_ID_BYTES, MessageState
 from dlr_buffer.receipt_queue.queue import QueueSettings, ReceiptQueue
 from dlr_buffer.receipts import Claim, DueClaim, ReceiptAction, ReceiptStatus
@@ -34,6 +37,7 @@ from tests.integration.store.commands import (
     LookUp,
     Purge,
     PurgeAll,
+    Redate,
     Register,
     ReportStates,
     Settle,
@@ -53,6 +57,7 @@ DAY: Final = 24 * HOUR
 VALIDITY: Final = 3 * DAY
 KEEP_SETTLED: Final = 7 * DAY
 KEEP_DEAD: Final = 30 * DAY
+ABOVE_ALL: Final = 2**62
 BEFORE_2000: Final = 915_148_800_000
 ACCOUNTS: Final = ("default", "ünlü", "spare")
 
@@ -113,6 +118,9 @@ class QueueMachine(RuleBasedStateMachine):
         self.model = Model()
         self.ledger = Ledger()
         self.names: list[Name] = []
+        self.mark = Mark()
+        self.late: dict[str, list[int]] = {}
+        """What each account has claimed and settled, or lost: an answer of it may still come, for the second time."""
         self.orderly = True
         self.sound = True
         """Whether the last step went well: what follows a failure would only hide it."""
@@ -201,14 +209,23 @@ class QueueMachine(RuleBasedStateMachine):
         """Ask one thing, and compare everything."""
         return self.run(self._step(command, doing))
 
-    def settle(self, account: str, chosen: Sequence[str], **how: Any) -> Settle | None:  # noqa: ANN401 - fields of Settle
-        """An answer to what is in flight; None if there is nothing to say of it."""
+    def settle(
+        self,
+        account: str,
+        chosen: Sequence[str],
+        late: Sequence[int] = (),
+        **how: Any,  # noqa: ANN401 - fields of Settle
+    ) -> Settle | None:
+        """An answer to what is in flight, and to what is not any more; None if there is nothing to say of it."""
         parts: dict[str, tuple[int, ...]] = dict.fromkeys(("acknowledged", "refused", "returned", "kept"), ())
         turns: Iterator[str] = cycle(chosen)
-        for request_id in self.model.in_flight(account):
+        for request_id in (*self.model.in_flight(account), *late):
             parts[next(turns)] += (request_id,)
         del parts["kept"]
         acknowledged, refused, returned = parts.values()
+        # Not those that never were: they may come to be another account's.
+        settled = {*acknowledged, *refused, *returned} & set(self.model.in_flight(account))
+        self.late.setdefault(account, []).extend(sorted(settled))
         return Settle(account, acknowledged, refused, returned, **how) if any(parts.values()) else None
 
 
@@ -316,6 +333,43 @@ class QueueLife(QueueMachine):
     def answer(self, account: int, chosen: list[str], some: list[int], **how: Any) -> None:  # noqa: ANN401
         """Smartswitch answers, or does not: each of what is in flight meets its fate, or stays there."""
         settle = self.settle(self.account(account), chosen, apart=frozenset(self.request_ids(some)), **how)
+        if settle is not None:
+            self.do(settle)
+
+    @rule(account=st.integers(0, 2), some=picks, late=picks, chosen=fates, again=st.booleans())
+    def lose_claims(
+        self,
+        account: int,
+        some: list[int],
+        late: list[int],
+        chosen: list[str],
+        again: bool,  # noqa: FBT001 - drawn by name
+    ) -> None:
+        """Claims are lost; whoever had them settles them all the same, together with what it still has."""
+        name = self.account(account)
+        in_flight = self.model.in_flight(name)
+        lost = tuple(sorted({in_flight[each % len(in_flight)] for each in some})) if in_flight else ()
+        self.run(self._lose_claims(name, lost))
+        self.late.setdefault(name, []).extend(lost)
+        if again:
+            self.do(ClaimFresh(name, 100, 100, frozenset()))
+        self.settle_late(account, late, chosen, sent=True)
+
+    async def _lose_claims(self, account: str, lost: Sequence[int]) -> None:
+        self.sound = False
+        await self.database.lose_claims(account, lost)
+        self.model.lose_claims(lost)
+        self.ledger.observe(*await self.shown(self.model), Doing.NOTHING_SPECIAL)
+        self.sound = True
+
+    @rule(account=st.integers(0, 2), late=picks, chosen=fates, sent=st.booleans())
+    def settle_late(self, account: int, late: list[int], chosen: list[str], sent: bool) -> None:  # noqa: FBT001
+        """A second answer for what was settled or lost, or an id that never was: nothing changes falsely."""
+        name = self.account(account)
+        there = [*self.late.get(name, []), self.model.next_request_id]
+        # What is in flight again has one claim, whoever took it.
+        twice = {there[each % len(there)] for each in late} - set(self.model.in_flight(name))
+        settle = self.settle(name, chosen, tuple(sorted(twice)), sent=sent)
         if settle is not None:
             self.do(settle)
 
@@ -471,6 +525,51 @@ class QueueLife(QueueMachine):
         self.expire()
         self.leap(span, back=True)
 
+    @rule(
+        boot=st.none() | st.tuples(st.sampled_from(["boot-1", "ü"]), st.sampled_from([0, -DAY, START_MS])),
+        now_ms=st.none() | st.sampled_from([0, BEFORE_2000, START_MS]),
+        stop=st.none()
+        | st.tuples(st.sampled_from([0, START_MS]), st.sampled_from(["the wall clock leapt", "é'"])),
+    )
+    def keep_clock_mark(
+        self, boot: tuple[str, int] | None, now_ms: int | None, stop: tuple[int, str] | None
+    ) -> None:
+        """How the clock looked is remembered over every restart."""
+        boot_id, offset_ms = boot or (None, None)
+        stopped_since_ms, stop_reason = stop or (None, None)
+        mark = Mark(boot_id, offset_ms, now_ms, stopped_since_ms, stop_reason)
+        self.run(
+            self.database.store.keep_clock_mark(
+                boot_id=mark.boot_id,
+                offset_ms=mark.offset_ms,
+                now_ms=mark.now_ms,
+                stopped_since_ms=mark.stopped_since_ms,
+                stop_reason=mark.stop_reason,
+            )
+        )
+        self.mark = mark
+
+    @rule(
+        before=spans,
+        after=st.sampled_from([0, 0, HOUR, 40 * DAY]),
+        passing_over=st.sampled_from([None, None, SECOND, DAY]),
+        right=st.sampled_from([0, SECOND, DAY]),
+        index=st.integers(0, 9),
+        span=leaps,
+        leap=st.sampled_from([-1, 0, 0, 1]),
+    )
+    def redate(
+        self, before: int, after: int, passing_over: int | None, right: int, index: int, span: int, leap: int
+    ) -> None:
+        """The clock is set, and what the wrong one has registered begins anew; then all expires in its time."""
+        self.do(Register(((self.name(index), None),)))
+        if leap:
+            self.leap(span, back=leap < 0)
+        now = self.clock.now_ms()
+        since = ABOVE_ALL if passing_over is None else now - passing_over
+        self.do(Redate(now - before, now + after, since, now - right), Doing.REDATING)
+        self.expire()
+
     @rule(index=st.integers(0, 9), state=states, span=leaps)
     def leap_back_after_refusal(self, index: int, state: MessageState, span: int) -> None:
         """The clock is set back: nothing waits for a time that is days ahead now."""
@@ -522,6 +621,10 @@ class QueueLife(QueueMachine):
         store = self.database.store
         assert sorted(store.accounts()) == sorted(self.accounts)
         assert {name for name in self.accounts if store.paused(name)} == self.paused
+        mark = self.run(store.clock_mark())
+        assert self.mark == Mark(
+            mark.boot_id, mark.offset_ms, mark.now_ms, mark.stopped_since_ms, mark.stop_reason
+        )
         oldest = self.run(self.ground.queue.oldest())
         pending: dict[str, list[int]] = {}
         for each in self.model.receipts.values():
@@ -600,10 +703,12 @@ class QueueLife(QueueMachine):
             self.do(settle)
 
 
-WISHES: Final = (
+WRITING_WISHES: Final = (
     *("register", "report", "report", "settle", "settle"),
-    *("steer receipts", "steer messages", "expire", "purge", "claim", "claim due", "claim these"),
+    *("steer receipts", "steer messages", "expire", "purge"),
 )
+WISHES: Final = (*WRITING_WISHES, "claim", "claim due", "claim these")
+SMALL_CHUNK: Final = 2
 
 
 class QueueCrowd(QueueLife):
@@ -629,13 +734,11 @@ class QueueCrowd(QueueLife):
     ) -> None:
         """What came of several is what some order of them, one by one, brings about."""
         commands: list[Command] = []
-        spoken_for: set[str] = set()
         for kind, index, some, state, action, chosen in wishes:
             account = self.account(index)
             if kind == "settle":
-                # A claim is settled once.
-                settle = None if account in spoken_for else self.settle(account, chosen)
-                spoken_for.add(account)
+                # Several of one account: the first that comes settles a claim, the others come too late.
+                settle = self.settle(account, chosen)
                 commands += [settle] if settle is not None else []
                 continue
             commands.append(self._wish(kind, index, some, state, action))
@@ -699,14 +802,133 @@ class QueueCrowd(QueueLife):
             case _:
                 raise AssertionError(kind)
 
+    @precondition(lambda self: not any(each.lapsed for each in self.model.receipts.values()))
+    @rule(
+        wishes=st.lists(
+            st.tuples(
+                st.sampled_from(WRITING_WISHES),
+                st.integers(0, 9),
+                st.lists(st.integers(0, 40), min_size=1, max_size=3),
+                states,
+                receipt_actions,
+                fates,
+            ),
+            min_size=1,
+            max_size=3,
+        ),
+        commits=st.integers(0, 3),
+    )
+    def killed_amid(
+        self,
+        wishes: list[tuple[str, int, list[int], MessageState, ReceiptAction, list[str]]],
+        commits: int,
+    ) -> None:
+        """Killed while several are carried out: each has happened as a whole or not at all, the first ones first."""
+        commands: list[Command] = []
+        for kind, index, some, state, action, chosen in wishes:
+            settle = self.settle(self.account(index), chosen) if kind == "settle" else None
+            if kind != "settle":
+                commands.append(self._wish(kind, index, some, state, action))
+            elif settle is not None:
+                commands.append(settle)
+        if commands:
+            self.run(self._killed_amid(commands, commits))
+
+    async def _killed_amid(self, commands: Sequence[Command], commits: int) -> None:
+        self.sound = False
+        ground = self.ground
+        answers = await self.database.crash_amid(self._ask_all(ground, commands), commits)
+        both = list(zip(commands, answers, strict=True))
+        await self._restart_as(
+            [
+                model
+                for number in range(len(both) + 1)
+                for some in combinations(both, number)
+                for model in explained(self.model, ground, some)
+            ],
+            f"no part of {both}",
+        )
+
+    @precondition(lambda self: not any(each.lapsed for each in self.model.receipts.values()))
+    @rule(action=receipt_actions, fields=receipt_fields, commits=st.integers(0, 3))
+    def killed_amid_many(self, action: ReceiptAction, fields: dict[str, Any], commits: int) -> None:
+        """Killed in an admin's action on a filter: what was done is the beginning of it, in chunks that are whole."""
+        narrow = ReceiptFilter(**self._narrowed([], fields))
+        self.run(self._killed_amid_many(action, narrow, commits))
+
+    async def _killed_amid_many(self, action: ReceiptAction, narrow: ReceiptFilter, commits: int) -> None:
+        self.sound = False
+        ground = self.ground
+        request_ids = [each.request_id for each in self.model.shown_receipts(narrow)]
+        possible = []
+        for end in (*range(0, len(request_ids), SMALL_CHUNK), len(request_ids)):
+            model = self.model.copy()
+            model.steer_receipts(action, request_ids[:end], ground.now)
+            possible.append(model)
+        with patch.object(queue_module, "CHUNK", SMALL_CHUNK):
+            work = ground.queue.steer_receipts(action, narrow, dry_run=False)
+            await self.database.crash_amid(work, commits)
+        await self._restart_as(possible, f"no beginning of {action} {narrow}")
+
+    @precondition(lambda self: not any(each.lapsed for each in self.model.receipts.values()))
+    @rule(commits=st.integers(0, 3))
+    def killed_amid_retention(self, commits: int) -> None:
+        """Killed while retention walks: what is gone is the beginning of what had to go."""
+        self.run(self._killed_amid_retention(commits))
+
+    async def _killed_amid_retention(self, commits: int) -> None:
+        self.sound = False
+        now = self.clock.now_ms()
+        bounds = {"settled_before": now - KEEP_SETTLED, "dead_before": now - KEEP_DEAD}
+        walk = PurgeAll(**bounds, orderly=self.orderly)
+        answer = await self.database.crash_amid(walk.ask(self.ground), commits)
+        assert isinstance(answer, tuple)
+        walked = answer[0]
+        possible = []
+        for end in range(len(walked) + 1):
+            model = self.model.copy()
+            model.purge(walked[:end], **bounds, now=now)
+            possible.append(model)
+        # Those that an admin has bereft go last, some at a time.
+        bereft = sorted(
+            (
+                each
+                for each in possible[-1].messages.values()
+                if each.bereft_since is not None and each.bereft_since < bounds["settled_before"]
+            ),
+            key=lambda each: each.number,
+        )
+        for some in range(1, len(bereft) + 1):
+            for gone in combinations(bereft, some):
+                model = possible[len(walked)].copy()
+                for each in gone:
+                    del model.messages[each.name]
+                possible.append(model)
+        await self._restart_as(possible, "no beginning of retention")
+
+    async def _restart_as(self, possible: Sequence[Model], what: str) -> None:
+        """Open what a kill has left, which must be one of these models."""
+        self.database.check()
+        await self.database.open(self.clock, self.accounts)
+        for model in possible:
+            model.restart()
+        await self._become(possible, what, Doing.SEVERAL | Doing.RESTARTING)
+
     async def _at_once(self, commands: Sequence[Command]) -> None:
         self.sound = False
         ground = self.ground
+        answers = await self._ask_all(ground, commands)
+        orders = list(explained(self.model, ground, list(zip(commands, answers, strict=True))))
+        await self._become(orders, f"no order of {commands}, which answered {answers}")
+
+    async def _ask_all(self, ground: Ground, commands: Sequence[Command]) -> list[object]:
         async with self.database.together():
             asked = [asyncio.create_task(command.ask(ground)) for command in commands]
-        answers = await asyncio.gather(*asked)
-        orders = list(explained(self.model, ground, list(zip(commands, answers, strict=True))))
-        assert orders, f"no order of {commands} explains {answers}"
+        return await asyncio.gather(*asked)
+
+    async def _become(self, orders: Sequence[Model], what: str, doing: Doing = Doing.SEVERAL) -> None:
+        """Go on with that one of some models which the queue shows; there must be one."""
+        assert orders, what
         shown = []
         for model in orders:
             try:
@@ -716,7 +938,7 @@ class QueueCrowd(QueueLife):
             else:
                 shown.append(model)
         if not shown:
-            raise AssertionError(f"no order of {commands}, which answered {answers}") from differs
+            raise AssertionError(what) from differs
         for name, message in self.model.messages.items():
             after = shown[0].messages.get(name)
             if after is not None and after.number != message.number:
@@ -725,7 +947,7 @@ class QueueCrowd(QueueLife):
         # Where one order leaves a claim free to pass something over, it is free to.
         self.model.passed = set().union(*(each.passed for each in shown))
         everything = Doing.DELETING_RECEIPTS | Doing.DELETING_MESSAGES | Doing.PURGING | Doing.REPLAYING
-        self.ledger.observe(messages, receipts, everything | Doing.SEVERAL)
+        self.ledger.observe(messages, receipts, everything | doing)
         self.sound = True
 
 

@@ -264,6 +264,19 @@ class Model:
             each for each in self.passed & self.receipts.keys() if self.receipts[each].name[0] != account
         }
 
+    def lose_claims(self, request_ids: Iterable[int]) -> None:
+        """Claims are lost while the daemon runs; what becomes of them is asked of nobody any more."""
+        for request_id in request_ids:
+            receipt = self.receipts[request_id]
+            self.passed.discard(request_id)
+            receipt.lapsed = receipt.in_flight and receipt.overtaken and self._newer(receipt)
+            receipt.in_flight = receipt.overtaken = False
+
+    def is_in_flight(self, request_id: int) -> bool:
+        """Whether a settlement of this receipt is awaited."""
+        receipt = self.receipts.get(request_id)
+        return receipt is not None and receipt.in_flight
+
     def restart(self) -> None:
         """The daemon ended, this way or that, and began again: nothing is on the wire any more."""
         self.passed.clear()
@@ -289,6 +302,24 @@ class Model:
     def expire(self, message: KeptMessage, now: int) -> None:
         """A message's time is over."""
         self._change(message, MessageState.EXPIRED, now)
+
+    def in_question(self, *, at_least: int, at_most: int, passing_over_since: int) -> list[KeptMessage]:
+        """The newest messages from the first of those that all bear a time between these two on."""
+        first: int | None = None
+        newest_first = sorted(self.messages.values(), key=lambda each: -each.number)
+        for place, message in enumerate(newest_first):
+            if at_least <= message.registered_at <= at_most:
+                first = place
+            elif first is not None or message.registered_at < passing_over_since:
+                break
+        return [] if first is None else newest_first[: first + 1]
+
+    def redate(self, messages: Iterable[KeptMessage], *, right_since: int, now: int) -> None:
+        """Those that wait were registered now, but those that bear a time which can be right."""
+        for message in messages:
+            if not message.final and not right_since <= message.registered_at <= now:
+                message.expires_at += now - message.registered_at
+                message.registered_at = now
 
     def purge(
         self, request_ids: Iterable[int], *, settled_before: int, dead_before: int, now: int
