@@ -34,6 +34,8 @@ class Asked:
 
     target: bytes
     ids: tuple[int, ...]
+    connection: int
+    """On which connection, from 0 in the order of coming."""
 
 
 class RawServer:
@@ -52,6 +54,7 @@ class RawServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
         self._listening: asyncio.Server | None = None
+        self._connections = 0
         self.asked: list[Asked] = []
         self.acknowledged: list[int] = []
         """Every request_id that was acknowledged, as often as it was."""
@@ -120,6 +123,7 @@ class RawServer:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection, self._connections = self._connections, self._connections + 1
         # Whatever the other side does to the connection is its right.
         with suppress(OSError, asyncio.IncompleteReadError, ssl.SSLError):
             try:
@@ -129,7 +133,8 @@ class RawServer:
                         self._changed.notify_all()
                     await greet(reader, writer)
                 while not writer.is_closing():
-                    await self._answer(_request(await reader.readuntil(b"\r\n\r\n")), writer)
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    await self._answer(_request(head, connection), writer)
                     await writer.drain()
             finally:
                 writer.close()
@@ -155,6 +160,6 @@ class RawServer:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
 
-def _request(head: bytes) -> Asked:
+def _request(head: bytes, connection: int) -> Asked:
     target = head.split(b" ", 2)[1]
-    return Asked(target, tuple(map(int, re.findall(rb"[?&]request_id=(\d+)", target))))
+    return Asked(target, tuple(map(int, re.findall(rb"[?&]request_id=(\d+)", target))), connection)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
-from pathlib import Path
 
 import pytest
 
 from tests.acceptance.harness import Site, eventually
+from tests.acceptance.upstream.memory import peak_kib
 from tests.acceptance.upstream.raw_server import Asked, Misbehave, RawServer
 from tests.integration.smartswitch.misconduct import good_body
 
@@ -81,7 +80,7 @@ def test_endless_answers(site: Site) -> None:
             others={name: {"url": server.url(), "timeout": "400ms"} for name in ACCOUNTS[1:]},
         )
         daemon = site.start()
-        before = _peak_kib(daemon.pid)
+        before = peak_kib(daemon.pid)
         with site.client() as app:
             app.report_many(
                 [
@@ -100,13 +99,6 @@ def test_endless_answers(site: Site) -> None:
             ],
             lambda acknowledged: acknowledged == [5] * len(ACCOUNTS),
         )
-        grown = _peak_kib(daemon.pid) - before
+        grown = peak_kib(daemon.pid) - before
         assert grown < BOUND_KIB, f"the daemon's memory grew by {grown} KiB"
         assert daemon.terminate() == 0
-
-
-def _peak_kib(pid: int) -> int:
-    """Return the most memory that a process ever held, in KiB."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text("ascii"))
-    assert found
-    return int(found[1])

@@ -7,6 +7,7 @@ import json
 
 from tests.acceptance.harness import Site
 from tests.acceptance.test_09_secrets import LOGIN, PASSWORD, check_clean
+from tests.acceptance.upstream.memory import peak_kib
 from tests.acceptance.upstream.raw_server import Asked, Misbehave, RawServer
 from tests.integration.smartswitch.misconduct import Misconduct, table
 
@@ -16,6 +17,9 @@ WRONG = sorted(
     key=lambda row: not row.name.startswith("echo"),
 )
 """Those that repeat the credentials come first: of each cause, only the first in a minute is logged."""
+
+BOUND_KIB = 48 * 1024
+"""By how much the daemon's memory may grow at most: less than the 64 MiB that its bomb unpacks to."""
 
 
 def act(row: Misconduct) -> Misbehave:
@@ -30,7 +34,7 @@ def act(row: Misconduct) -> Misbehave:
 def test_every_wrong_answer_and_then_a_good_one(site: Site) -> None:
     """Nothing is acknowledged, refused or lost by any wrong answer; mended, the same daemon delivers everything once.
 
-    Login and password are in no file, no answer and no metric.
+    Login and password are in no file, no answer and no metric; no bomb and no flood of headers costs memory.
     """
     with RawServer(*map(act, WRONG)) as server:
         site.configure(
@@ -42,6 +46,7 @@ def test_every_wrong_answer_and_then_a_good_one(site: Site) -> None:
             password=PASSWORD,
         )
         daemon = site.start()
+        before = peak_kib(daemon.pid)
         with site.client() as app:
             app.report_many([(message_id, "delivered") for message_id in IDS])
         server.wait_for_the_end_of_the_script()
@@ -54,6 +59,8 @@ def test_every_wrong_answer_and_then_a_good_one(site: Site) -> None:
         server.mend()
         site.wait_until_sent()
         assert site.recount()["receipts"] == {"acknowledged": len(IDS)}
+        grown = peak_kib(daemon.pid) - before
+        assert grown < BOUND_KIB, f"the daemon's memory grew by {grown} KiB"
         assert daemon.terminate() == 0
     assert sorted(server.acknowledged) == sorted(set(server.acknowledged))
     assert len(server.acknowledged) == len(IDS)

@@ -14,6 +14,9 @@ from tests.acceptance.harness import Site
 from tests.acceptance.test_09_secrets import LOGIN, PASSWORD, check_clean
 from tests.acceptance.upstream.raw_server import Greet, RawServer
 
+BADLY_GREETED = 2
+"""How many connections of each account meet bad TLS."""
+
 
 def showing(certificate: trustme.LeafCert, authority: trustme.CA | None = None) -> ssl.SSLContext:
     """Make a server's context with this certificate; ``authority`` is sent along."""
@@ -43,15 +46,15 @@ def handshake(context: ssl.SSLContext) -> Greet:
     return greet
 
 
-def say(raw: bytes) -> Greet:
-    """Say something else than TLS, then nothing until the client goes."""
+def say(raw: bytes, heard: bytearray) -> Greet:
+    """Say something else than TLS, then nothing until the client goes; what it says comes to ``heard``."""
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(raw)
         if raw:
             writer.write_eof()
-        while await reader.read(65536):
-            pass
+        while piece := await reader.read(65536):
+            heard.extend(piece)
         raise ConnectionError
 
     return greet
@@ -64,21 +67,22 @@ def test_no_request_goes_over_tls_that_is_not_to_be_trusted(site: Site) -> None:
     good = authority.issue_cert("localhost")
     expired = authority.issue_cert("localhost", not_before=past - dt.timedelta(days=1), not_after=past)
     early = authority.issue_cert("localhost", not_before=past + dt.timedelta(days=2))
+    heard = bytearray()
     bad: dict[str, Greet] = {
         "has expired": handshake(showing(expired)),
         "not valid yet": handshake(showing(early)),
         "another host": handshake(showing(authority.issue_cert("example.com", "127.0.0.1"))),
         "authority unknown": handshake(showing(stranger.issue_cert("localhost"))),
         "self-signed": handshake(showing(stranger.issue_cert("localhost"), stranger)),
-        "is this a TLS port?": say(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        "is this a TLS port?": say(b"HTTP/1.1 400 Bad Request\r\n\r\n", heard),
         "broke off": handshake(outdated(showing(good))),
-        "no complete answer within": say(b""),
+        "no complete answer within": say(b"", heard),
     }
     trusted = site.folder / "authority.pem"
     trusted.write_bytes(authority.cert_pem.bytes())
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(RawServer(greetings=(greet, greet, handshake(showing(good)))))
+            stack.enter_context(RawServer(greetings=(*[greet] * BADLY_GREETED, handshake(showing(good)))))
             for greet in bad.values()
         ]
         accounts = {
@@ -98,11 +102,15 @@ def test_no_request_goes_over_tls_that_is_not_to_be_trusted(site: Site) -> None:
             )
         for server in servers:
             server.wait_for_the_last_greeting()
-            assert not server.acknowledged
             server.mend()
         for name in accounts:
             site.wait_for_account(lambda account: account["receipts"]["acknowledged"] == 1, name)
         assert [len(server.acknowledged) for server in servers] == [1] * len(bad)
+        for server, words in zip(servers, bad, strict=True):
+            assert all(asked.connection >= BADLY_GREETED for asked in server.asked), words
+        assert heard
+        assert b"POST" not in heard
+        check_clean("what was said before TLS", bytes(heard))
         assert daemon.terminate() == 0
     log = site.log.read_text("utf-8").splitlines()
     for name, words in zip(accounts, bad, strict=True):

@@ -11,6 +11,7 @@ import pytest
 
 from dlr_buffer.storage.migrate import ensure_schema
 from tests.crash.disk.small_disk import DiskSite, SmallDisk, unfit
+from tests.missing import skip_or_fail
 
 DISK_MIB = 24
 
@@ -21,7 +22,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     folder = tmp_path / "disk"
     folder.mkdir()
     if (why_not := unfit(folder)) is not None:
-        pytest.skip(why_not)
+        skip_or_fail(why_not)
     with SmallDisk(folder, DISK_MIB) as disk:
         yield disk
 
@@ -31,6 +32,19 @@ def site(disk: SmallDisk) -> Iterator[DiskSite]:
     """A queue's folder with its database on the small disk; nothing runs in it yet."""
     with tempfile.TemporaryDirectory(prefix="dlr") as name:
         site = DiskSite(Path(name), disk=disk.folder)
+        try:
+            yield site
+        finally:
+            site.close()
+
+
+@pytest.fixture
+def site_anywhere() -> Iterator[DiskSite]:
+    """The same on the machine's own disk, for what takes no small one."""
+    with tempfile.TemporaryDirectory(prefix="dlr") as name:
+        database_folder = Path(name) / "disk"
+        database_folder.mkdir()
+        site = DiskSite(Path(name), disk=database_folder)
         try:
             yield site
         finally:

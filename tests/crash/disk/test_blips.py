@@ -30,8 +30,9 @@ def locked(path: Path, how: str = "IMMEDIATE") -> Iterator[None]:
         other.execute("ROLLBACK")
 
 
-def test_a_lock_of_another_program_is_a_blip(site: DiskSite) -> None:
+def test_a_lock_of_another_program_is_a_blip(site_anywhere: DiskSite) -> None:
     """503 with Retry-After, an alarm, a log line and a metric while it lasts; reading goes on, then all does."""
+    site = site_anywhere
     with StandIn() as stand_in:
         site.configure(stand_in.url)
         daemon = site.start()
@@ -58,8 +59,9 @@ def test_a_lock_of_another_program_is_a_blip(site: DiskSite) -> None:
         assert daemon.terminate() == 0
 
 
-def test_a_start_against_a_lock_is_refused_clearly(site: DiskSite) -> None:
+def test_a_start_against_a_lock_is_refused_clearly(site_anywhere: DiskSite) -> None:
     """While another program holds the database a start waits for it a little, then says who is to be stopped."""
+    site = site_anywhere
     site.configure()
     site.start().terminate()
     with locked(site.database):

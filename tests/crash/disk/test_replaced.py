@@ -400,8 +400,9 @@ async def test_a_reader_makes_no_database_where_there_is_none(path: Path) -> Non
     assert "queue.db" not in image(path.parent)
 
 
-def test_a_daemon_ends_and_the_next_goes_on(site: DiskSite) -> None:
+def test_a_daemon_ends_and_the_next_goes_on(site_anywhere: DiskSite) -> None:
     """The whole daemon: 503 for who asked, a critical line that says what to do, exit code 1, and a clean start."""
+    site = site_anywhere
     site.configure()
     daemon = site.start()
     old = site.database.with_name("old.db")

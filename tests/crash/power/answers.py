@@ -1,7 +1,8 @@
 """What apps were answered, read from the recorded bytes, and whether a database holds it.
 
 Requests and answers of one connection follow each other, so that an answer belongs to what was received on it since
-the last one. Only 2xx answers promise anything.
+the last one. Only 2xx answers promise anything; an app's promise of a message that an admin deletes, or retention soon
+takes (`DOOMED`, `REFUSED`), is not remembered.
 """
 
 from __future__ import annotations
@@ -11,24 +12,41 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, assert_never
 
-from dlr_buffer.storage.schema import HEAD, STATE_NAMES
+from dlr_buffer.receipts import ReceiptStatus
+from dlr_buffer.storage.schema import HEAD, STATE_NAMES, STATUS_CODES
 from tests.crash.power.recording import Kind, Record
 from tests.integration.storage.harness import assert_counters, assert_linked
+
+HELD: Final = "-held"
+DOOMED: Final = "-doomed"
+REFUSED: Final = "-refused"
+_FORGETTABLE: Final = (DOOMED, REFUSED)
+
+
+class Fate(StrEnum):
+    """What was promised."""
+
+    THERE = "there"
+    HELD = "held"
+    GONE = "gone"
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """One thing that an app was told is durable.
+    """One thing that an app or an admin was told is durable.
 
-    A message (``state`` None), or a receipt of it, and the receipt's id if it was told.
+    A message (``state`` None), or a receipt of it, and the receipt's id if it was told; or that a receipt is held, or
+    a message gone.
     """
 
-    message_id: str
+    message_id: str = ""
     state: str | None = None
     request_id: int | None = None
+    fate: Fate = Fate.THERE
 
 
 class Listener:
@@ -74,10 +92,19 @@ def _promises(request: bytes, answer: bytes) -> list[Promise]:
     told = json.loads(body)
     if "errors" in told:
         assert not told["errors"], told
-        return [Promise(item["message_id"], item.get("message_state")) for item in _items(asked)]
-    if line.startswith(b"POST /v1/messages "):
-        return [Promise(told["message_id"])]
-    return [Promise(told["message_id"], told["message_state"], int(told["request_id"]))]
+        promises = [Promise(item["message_id"], item.get("message_state")) for item in _items(asked)]
+    elif "changed" in told:
+        wanted = json.loads(asked)
+        if told["changed"] != 1:
+            return []
+        if line.startswith(b"POST /v1/receipts/hold "):
+            return [Promise(request_id=int(wanted["request_ids"][0]), fate=Fate.HELD)]
+        return [Promise(wanted["message_ids"][0], fate=Fate.GONE)]
+    elif line.startswith(b"POST /v1/messages "):
+        promises = [Promise(told["message_id"])]
+    else:
+        promises = [Promise(told["message_id"], told["message_state"], int(told["request_id"]))]
+    return [each for each in promises if not each.message_id.endswith(_FORGETTABLE)]
 
 
 def _items(body: bytes) -> list[dict[str, Any]]:
@@ -110,25 +137,49 @@ def check_promises(database: Path, promises: set[Promise]) -> None:
             if promises:
                 raise Broken(f"the database is empty, but {len(promises)} answers were given")
             return
-        messages = {row[0] for row in connection.execute("SELECT message_id FROM messages")}
-        receipts = {
-            (message_id, STATE_NAMES[state]): request_id
-            for message_id, state, request_id in connection.execute(
-                "SELECT message_id, receipts.state, request_id FROM receipts JOIN messages ON message = messages.id"
-            )
-        }
-    missing = [
-        promise
-        for promise in promises
-        if promise.message_id not in messages
-        or (
-            promise.state is not None
-            and (found := receipts.get((promise.message_id, promise.state))) != promise.request_id
-            and (found is None or promise.request_id is not None)
-        )
-    ]
+        found = _Found.of(connection)
+    missing = [promise for promise in promises if not found.keeps(promise)]
     if missing:
         raise Broken(f"{len(missing)} of {len(promises)} answered are missing, such as {missing[0]}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a database has of what can be promised."""
+
+    messages: frozenset[str]
+    receipts: dict[tuple[str, str], int]
+    """Request ids by message and state."""
+    held: frozenset[int]
+
+    @classmethod
+    def of(cls, connection: sqlite3.Connection) -> _Found:
+        """Look."""
+        receipts: dict[tuple[str, str], int] = {}
+        held = set()
+        for message_id, state, status, request_id in connection.execute(
+            "SELECT message_id, receipts.state, status, request_id FROM receipts JOIN messages ON message = messages.id"
+        ):
+            receipts[message_id, STATE_NAMES[state]] = request_id
+            if status == STATUS_CODES[ReceiptStatus.HELD]:
+                held.add(request_id)
+        messages = frozenset(row[0] for row in connection.execute("SELECT message_id FROM messages"))
+        return cls(messages, receipts, frozenset(held))
+
+    def keeps(self, promise: Promise) -> bool:
+        """Whether what was promised is so."""
+        match promise.fate:
+            case Fate.HELD:
+                return promise.request_id in self.held
+            case Fate.GONE:
+                return promise.message_id not in self.messages
+            case Fate.THERE if promise.state is None:
+                return promise.message_id in self.messages
+            case Fate.THERE:
+                found = self.receipts.get((promise.message_id, str(promise.state)))
+                return found is not None and promise.request_id in (None, found)
+            case _:
+                assert_never(promise.fate)
 
 
 def check_whole(database: Path) -> None:

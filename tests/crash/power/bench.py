@@ -18,20 +18,34 @@ from typing import Final
 
 from dlr_buffer.client import ApiError, Client, DaemonUnreachable
 from dlr_buffer.errors import DlrBufferError
-from dlr_buffer.storage.lock import LastRun
+from dlr_buffer.simulator import SimulatorSettings
+from dlr_buffer.storage.lock import last_run
 from dlr_buffer.storage.whole import require_there
-from tests.acceptance.harness import PATIENCE_S, DaemonProcess, Site, StandIn, threads
-from tests.crash.power.answers import Broken, Listener, Promise, check_promises, check_whole
+from tests.acceptance.harness import PATIENCE_S, DaemonProcess, Site, StandIn, eventually, threads
+from tests.crash.power.answers import (
+    DOOMED,
+    HELD,
+    REFUSED,
+    Broken,
+    Listener,
+    Promise,
+    check_promises,
+    check_whole,
+)
 from tests.crash.power.disk import Disk, Image, write_image
 from tests.crash.power.recording import Record, Recorder
 from tests.integration.storage.harness import opened, rows
 
 CHECKPOINT_BYTES: Final = 200_000
 MOST_LOADS: Final = 100
-OPENED_EVERY: Final = 20
-_EARLY_CHECKPOINTS: Final = f"""
-import dlr_buffer.storage.writer
+ROUNDS: Final = 12
+OPENED_EVERY: Final = 16
+FAR: Final = 1_000_000
+"""Above every request_id that is used here."""
+_EARLY: Final = f"""
+import dlr_buffer.daemon, dlr_buffer.storage.writer
 dlr_buffer.storage.writer.CHECKPOINT_BYTES = {CHECKPOINT_BYTES}
+dlr_buffer.daemon.RETENTION_EVERY_S = 0.3
 """
 
 
@@ -45,17 +59,22 @@ class Bench:
         self.site = Site(queue_folder)
         self.scratch = scratch
         self.recorder = Recorder(queue_folder, scratch, library)
-        self._upstream = StandIn()
+        refused = {f"{load}-0-{each}{REFUSED}" for load in range(MOST_LOADS) for each in range(ROUNDS)}
+        self._upstream = StandIn(SimulatorSettings(refuse_message_ids=frozenset(refused)))
         self._upstream.__enter__()
         self._numbers = itertools.count()
         self._plants = scratch / "plants"
         self._plants.mkdir()
         self.plant("")
-        self.site.configure(self._upstream.url, retry={"initial": "50ms"})
+        self.site.configure(
+            self._upstream.url,
+            retry={"initial": "50ms", "max_refusals": 1},
+            tables={"retention": {"dead": "1s"}},
+        )
 
     def plant(self, code: str) -> None:
         """Have every daemon from now on run this first, to put a fault into its program."""
-        (self._plants / "sitecustomize.py").write_text(_EARLY_CHECKPOINTS + code, encoding="utf-8")
+        (self._plants / "sitecustomize.py").write_text(_EARLY + code, encoding="utf-8")
 
     @property
     def environ(self) -> Mapping[str, str]:
@@ -96,19 +115,24 @@ class Bench:
             return False
         return True
 
-    def load(self, *, clients: int = 3, rounds: int = 12, bulk: int = 60) -> None:
+    def load(self, *, clients: int = 3, rounds: int = ROUNDS, bulk: int = 60) -> None:
         """Register and report, singly and in bulk, from several connections at once."""
         prefix = next(self._numbers)
         with threads(clients + 1, lambda number: self._ask(f"{prefix}-{number}", number, rounds, bulk)):
             pass
 
     def _ask(self, prefix: str, number: int, rounds: int, bulk: int) -> None:
-        with self.site.client() as app:
+        with self.site.client() as app, self.site.admin() as admin:
             for each in range(rounds):
                 if number == 0:
                     _ask_in_bulk(app, [f"{prefix}-{each}-{item}" for item in range(bulk)])
+                    _act(admin, app, f"{prefix}-{each}")
                 else:
                     _ask_singly(app, f"{prefix}-{each}", each)
+
+    def wait_until_purged(self) -> None:
+        """Return once retention has taken the first message that was refused."""
+        eventually(lambda: self.site.pages("/v1/messages"), lambda rows: not _has(rows, f"0-0-0{REFUSED}"))
 
     def log_text(self) -> str:
         """What the daemons have logged."""
@@ -118,6 +142,10 @@ class Bench:
         """End what runs."""
         self.site.close()
         self._upstream.__exit__(None, None, None)
+
+
+def _has(rows: Iterable[Mapping[str, object]], message_id: str) -> bool:
+    return any(row["message_id"] == message_id for row in rows)
 
 
 def _ask_in_bulk(app: Client, message_ids: list[str]) -> None:
@@ -135,6 +163,17 @@ def _ask_singly(app: Client, message_id: str, each: int) -> None:
         app.message(message_id)
 
 
+def _act(admin: Client, app: Client, message_id: str) -> None:
+    """An admin holds a receipt for ever, and deletes a message, if they are not on the wire just then."""
+    told = app.report(f"{message_id}{HELD}", "delivered")
+    admin.request("POST", "/v1/receipts/hold", {"request_ids": [told["request_id"]]})
+    app.register(f"{message_id}{DOOMED}")
+    doomed = {"account": "default", "message_ids": [f"{message_id}{DOOMED}"]}
+    admin.request("POST", "/v1/messages/delete", doomed)
+    # Refused, it becomes a dead letter, and retention soon takes it.
+    app.report(f"{message_id}{REFUSED}", "delivered")
+
+
 @dataclass(slots=True)
 class Replay:
     """The disk and the answers, as far as the records were followed."""
@@ -143,6 +182,8 @@ class Replay:
     disk: Disk = field(default_factory=Disk)
     promises: set[Promise] = field(default_factory=set)
     images: int = 0
+    opened: int = 0
+    """How many of the images the store itself has opened."""
     answers: int = 0
     _listener: Listener = field(default_factory=Listener)
 
@@ -159,15 +200,16 @@ class Replay:
             yield record, promised
             self.promises.update(promised)
 
-    def check(self, image: Image) -> None:
+    def check(self, image: Image, *, certain: bool = False) -> None:
         """Start from an image of the disk: everything promised so far has to be there, and nothing torn.
 
-        Raises Broken.
+        Every ``certain`` one, and some of the others, are opened as the daemon opens its queue. Raises Broken.
         """
         self.images += 1
         database = write_image(image, self.folder)
-        if self.images % OPENED_EVERY == 0:
+        if certain or self.images % OPENED_EVERY == 0:
             open_queue(database)
+            self.opened += 1
         check_promises(database, self.promises)
         check_whole(database)
 
@@ -181,7 +223,7 @@ class Replay:
 
     def cut(self, chance: random.Random, *, parts: int) -> None:
         """Cut the power now: the least, the most and some things in between that the disk may hold."""
-        self.check(self.disk.synced_only())
+        self.check(self.disk.synced_only(), certain=True)
         if self.disk.unsynced:
             self.check(self.disk.everything())
             for _ in range(parts):
@@ -191,15 +233,16 @@ class Replay:
 def open_queue(database: Path) -> None:
     """Open what a power cut left as the daemon would, unless it is from a first start that did not come to its end.
 
-    Raises Broken if it is refused or miscounted.
+    Raises Broken if it is refused, miscounted or taken for a backup.
     """
 
     async def run() -> None:
-        async with opened(database):
-            pass
+        async with opened(database) as queue:
+            if queue.store._writer.numbers.next_request_id > FAR:
+                raise Broken("the queue is taken for an older one than the last run's")
 
     try:
-        require_there(database, LastRun())
+        require_there(database, last_run(database))
         if database.exists() and database.stat().st_size and rows(database, "SELECT 1 FROM sqlite_master"):
             asyncio.run(run())
     except (DlrBufferError, AssertionError) as error:

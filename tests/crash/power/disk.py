@@ -9,6 +9,7 @@ anew counts.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,14 @@ from typing import Final
 from tests.crash.power.recording import File, Kind, Record
 
 SECTOR: Final = 512
-NAMES: Final = {File.DATABASE: "queue.db", File.WAL: "queue.db-wal", File.JOURNAL: "queue.db-journal"}
+NAMES: Final = {
+    File.DATABASE: "queue.db",
+    File.WAL: "queue.db-wal",
+    File.JOURNAL: "queue.db-journal",
+    File.LOCK: "queue.db.lock",
+}
+WHOLE: Final = frozenset({File.LOCK})
+"""A note that fits into one sector of a disk, and so is written as a whole or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +85,8 @@ class Stored:
             _applied(self.certain, self.since[: self.covered])
         del self.since[: self.covered]
 
-    def partly(self, chance: random.Random) -> list[Change]:
-        """Some of what was done since: by sectors, each there or not, one of them torn in the middle."""
+    def partly(self, chance: random.Random, *, torn: bool = True) -> list[Change]:
+        """Some of what was done since: by sectors, each there or not, one of them ``torn`` in the middle."""
         share = chance.random()
         kept: list[Change] = []
         for change in self.since:
@@ -90,11 +98,11 @@ class Stored:
                 case Truncate():
                     pass
         written = [place for place, change in enumerate(kept) if isinstance(change, Write)]
-        if written:
+        if written and torn:
             place = chance.choice(written)
-            torn = kept[place]
-            if isinstance(torn, Write) and len(torn.content) > 1:
-                kept[place] = Write(torn.offset, torn.content[: chance.randrange(1, len(torn.content))])
+            victim = kept[place]
+            if isinstance(victim, Write) and len(victim.content) > 1:
+                kept[place] = Write(victim.offset, victim.content[: chance.randrange(1, len(victim.content))])
         return kept
 
 
@@ -153,14 +161,24 @@ class Disk:
             before, after = self._certain.get(file), self._now.get(file)
             stored = after if before is after else chance.choice((before, after))
             if stored is not None:
-                image[file] = _applied(bytearray(stored.certain), stored.partly(chance))
+                image[file] = _applied(
+                    bytearray(stored.certain), stored.partly(chance, torn=file not in WHOLE)
+                )
         return image
 
 
 def write_image(image: Image, folder: Path) -> Path:
-    """Put the files of an image into ``folder``, and nothing else of a queue; returns the database's path."""
+    """Put the files of an image into ``folder``, and nothing else of a queue; returns the database's path.
+
+    The lock file tells of an earlier boot, as it does after a power cut.
+    """
     for stale in folder.iterdir():
         stale.unlink()
     for file, content in image.items():
         (folder / NAMES[file]).write_bytes(content)
-    return folder / NAMES[File.DATABASE]
+    database = folder / NAMES[File.DATABASE]
+    lock = folder / NAMES[File.LOCK]
+    if lock.exists() and database.exists():
+        noted = re.sub(rb"(?m)^boot .*$", b"boot another", lock.read_bytes())
+        lock.write_bytes(re.sub(rb"(?m)^file .*$", b"file %d" % database.stat().st_ino, noted))
+    return database

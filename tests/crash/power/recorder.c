@@ -28,7 +28,7 @@
 #define LOG_FD 4000
 
 enum kind { START = 1, CREATE, WRITE, TRUNCATE, SYNC_BEGIN, SYNC, SYNC_FAILED, UNLINK, SEND, RECV, FAULT };
-enum file { NONE, DATABASE, WAL, JOURNAL, FOLDER, SOCKET, OTHER };
+enum file { NONE, DATABASE, WAL, JOURNAL, FOLDER, LOCK, SOCKET, OTHER };
 enum operation { ON_SYNC, ON_WRITE, ON_READ, ON_TRUNCATE, OPERATIONS };
 enum action { NOTHING, FAIL_ONCE, FAIL_ALWAYS, DIE };
 
@@ -108,6 +108,8 @@ static enum file file_of(const char *path) {
         return WAL;
     if (strcmp(rest, "/queue.db-journal") == 0)
         return JOURNAL;
+    if (strcmp(rest, "/queue.db.lock") == 0)
+        return LOCK;
     return OTHER;
 }
 

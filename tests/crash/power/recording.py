@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-import pytest
+from tests.missing import skip_or_fail
 
 _SOURCE = Path(__file__).with_name("recorder.c")
 _OPTIONS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-shared", "-fPIC")
@@ -48,7 +48,8 @@ class File(IntEnum):
     WAL = 2
     JOURNAL = 3
     FOLDER = 4
-    SOCKET = 5
+    LOCK = 5
+    SOCKET = 6
 
 
 class Operation(IntEnum):
@@ -85,7 +86,7 @@ def build(scratch: Path) -> Path:
     """Compile recorder.c in ``scratch``; returns the library. Skips the test where there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("the recorder of system calls needs a C compiler (cc or gcc)")
+        skip_or_fail("the recorder of system calls needs a C compiler (cc or gcc)")
     library = scratch / "recorder.so"
     subprocess.run([compiler, *_OPTIONS, "-o", str(library), str(_SOURCE), "-ldl", "-pthread"], check=True)
     return library

@@ -26,11 +26,7 @@ import dlr_buffer.daemon
 dlr_buffer.daemon.EXPIRY_EVERY_S = 3600
 """
 QUEUE = frozenset({File.DATABASE, File.WAL, File.JOURNAL})
-POINTS = [
-    (file, operation)
-    for operation in (Operation.SYNC, Operation.WRITE, Operation.READ)
-    for file in (File.WAL, File.DATABASE)
-]
+POINTS = [(file, operation) for operation in Operation for file in (File.WAL, File.DATABASE)]
 
 
 def touched_after_fault(records: list[Record]) -> list[Record]:

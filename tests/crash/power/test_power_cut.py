@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.power.answers import Broken
+from tests.crash.power.answers import Broken, Fate
 from tests.crash.power.bench import Bench, Replay
 from tests.crash.power.recording import Action, File, Kind, Operation, Record
 
@@ -29,7 +29,7 @@ store.require_durable = lax
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory, recorder_library: Path) -> Iterator[list[Record]]:
-    """A first start, load, a kill amid a checkpoint, a start from what that left, load, and an orderly end."""
+    """A first start, load, a kill amid a checkpoint, a start from what that left, load, retention, an orderly end."""
     with tempfile.TemporaryDirectory(prefix="dlr") as name:
         bench = Bench(Path(name), tmp_path_factory.mktemp("recorded"), recorder_library)
         try:
@@ -39,6 +39,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, recorder_library: Path) -
             assert bench.load_until_dead(daemon) == SIGKILLED
             daemon = bench.start()
             bench.load(rounds=6)
+            bench.wait_until_purged()
             assert daemon.terminate() == 0
             yield list(bench.recorder.records())
         finally:
@@ -78,14 +79,18 @@ def test_no_answer_leaves_before_its_sync(recorded: list[Record], tmp_path: Path
     replay = check_answers(recorded, tmp_path / "image")
     assert replay.answers > 150
     assert len(replay.promises) > 2000
+    assert {promise.fate for promise in replay.promises} == set(Fate)
 
 
+@pytest.mark.timeout(400)  # some hundred images are opened
 def test_whatever_a_power_cut_leaves_is_whole(recorded: list[Record], tmp_path: Path) -> None:
     """Cut at every sync point, with all, none or any torn part of what was not synced: nothing answered is missing."""
     replay = cut_everywhere(recorded, tmp_path / "image")
     syncs = sum(record.kind is Kind.SYNC for record in recorded)
     # How many there are depends on how many requests share a commit; each has to be cut at, whole and torn.
     assert replay.images > 2 * syncs > 100
+    # Each time the least that is left was opened as the daemon opens its queue, with the lock file as it was.
+    assert replay.opened > syncs
     headers = [
         record
         for record in recorded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import functools
 import gc
 import ssl
@@ -97,10 +98,25 @@ async def test_an_outdated_version(version: str) -> None:
         assert not server.requests
 
 
-async def test_a_certificate_of_another_authority_with_the_same_name() -> None:
-    """An authority that only calls itself like a trusted one vouches for nobody."""
+def untrusted() -> dict[str, trustme.LeafCert]:
+    """Certificates that each lack one thing to be trusted."""
+    now = dt.datetime.now(dt.UTC)
+    day = dt.timedelta(days=1)
+    return {
+        # It only calls itself like a trusted one.
+        "another authority": trustme.CA().issue_cert("localhost"),
+        "expired": AUTHORITY.issue_cert("localhost", not_before=now - 2 * day, not_after=now - day),
+        "not valid yet": AUTHORITY.issue_cert("localhost", not_before=now + day),
+        "another host": AUTHORITY.issue_cert("localhost.example.com", "example.com"),
+        "the address only": AUTHORITY.issue_cert("127.0.0.1"),
+    }
+
+
+@pytest.mark.parametrize("lacks", sorted(untrusted()))
+async def test_a_certificate_that_is_not_to_be_trusted(lacks: str) -> None:
+    """Of another authority, of another time or for another host: it is TLS that failed, and no request was made."""
     theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("localhost").configure_cert(theirs)
+    untrusted()[lacks].configure_cert(theirs)
     async with (
         serving(acknowledge(1), tls=theirs) as server,
         talking(server.port, scheme="https", host="localhost", ssl_context=trust()) as client,

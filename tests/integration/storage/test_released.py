@@ -29,19 +29,32 @@ from tests.loops import on_loop
 NEXT = f"{int(schema.HEAD) + 1:04}"
 """The schema of a release that is not there yet."""
 SLOW = f'''
-"""Rewrites every receipt, slowly: it waits in the middle while the file WAIT names is there."""
-import os, pathlib, time
+"""Rewrites every receipt and every message."""
 from alembic import op
+from dlr_buffer.storage.migrate import stop
 revision, down_revision, branch_labels, depends_on = "{NEXT}", "{schema.HEAD}", None, None
 
 def upgrade():
+    stop("at its beginning")
     op.execute("UPDATE receipts SET attempts = attempts + 100")
-    wait = pathlib.Path(os.environ["WAIT"])
-    wait.with_name("migrating").touch()
-    while wait.exists():
-        time.sleep(0.01)
+    stop("in the middle")
     op.execute("UPDATE messages SET changed_at = changed_at + 1")
 '''
+STOPS = '''
+def stop(point):
+    """Wait here, if told to by the environment, while the file WAIT names is there."""
+    import time
+    if os.environ.get("POINT", "in the middle") == point:
+        wait = Path(os.environ["WAIT"])
+        wait.with_name("migrating").touch()
+        while wait.exists():
+            time.sleep(0.01)
+
+
+if __name__ == "__main__":
+'''
+COMMIT = '        connection.exec_driver_sql("COMMIT")\n'
+POINTS = ("at its beginning", "in the middle", "before its commit", "after its commit")
 CONFIGURATION = """\
 [api]
 client_socket = "{folder}/client.sock"
@@ -116,6 +129,14 @@ def next_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     head = f'HEAD: Final = "{schema.HEAD}"'
     assert text.count(head) == 1
     module.write_text(text.replace(head, f'HEAD: Final = "{NEXT}"'))
+    module = folder / "dlr_buffer/storage/migrate.py"
+    text = module.read_text()
+    assert text.count(COMMIT) == 1
+    text = text.replace(
+        COMMIT, f'        stop("before its commit")\n{COMMIT}        stop("after its commit")\n'
+    )
+    # As a program it is a module of another name than the one that the migration imports.
+    module.write_text(text.replace('\nif __name__ == "__main__":\n', STOPS))
     return folder
 
 
@@ -132,9 +153,15 @@ def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @contextmanager
-def daemon(next_release: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the next release's daemon; it is killed at the end if it still runs."""
-    environment = os.environ | {"PYTHONPATH": str(next_release), "WAIT": str(folder / "wait")}
+def daemon(
+    next_release: Path, folder: Path, point: str = "in the middle"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the next release's daemon, whose migration waits at ``point``; it is killed at the end if it still runs."""
+    environment = os.environ | {
+        "PYTHONPATH": str(next_release),
+        "WAIT": str(folder / "wait"),
+        "POINT": point,
+    }
     command = [sys.executable, "-m", "dlr_buffer", "run", "--config", str(folder / "config.toml")]
     with (
         (folder / "log").open("ab") as log,
@@ -144,6 +171,13 @@ def daemon(next_release: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]
             yield process
         finally:
             process.kill()
+
+
+def child_of(pid: int) -> int:
+    """The process that a daemon has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    (child,) = " ".join((task / "children").read_text() for task in tasks).split()
+    return int(child)
 
 
 async def until(path: Path, process: subprocess.Popen[bytes]) -> None:
@@ -186,20 +220,40 @@ async def test_an_upgrade_under_load_answers_nobody_falsely(next_release: Path, 
     assert rows(queue, "SELECT min(attempts) >= 100 FROM receipts") == [(1,)]
 
 
+@pytest.mark.parametrize(
+    ("point", "alone"), [*((point, False) for point in POINTS), ("before its commit", True)]
+)
 @on_loop
-async def test_an_upgrade_that_is_killed_leaves_the_old_schema(next_release: Path, folder: Path) -> None:
-    """Killed in the middle, the old database is whole and no migration goes on alone; the next start does it all."""
+async def test_an_upgrade_that_is_killed_leaves_the_old_schema(
+    next_release: Path,
+    folder: Path,
+    point: str,
+    alone: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """Killed anywhere before its commit the old database is whole, after it the new one; no migration goes on alone.
+
+    The next start does what is left, once.
+    """
     queue = folder / "queue.db"
     before = dump(queue)
     (folder / "wait").touch()
-    with daemon(next_release, folder) as process:
+    with daemon(next_release, folder, point) as process:
         await until(folder / "migrating", process)
-        process.kill()
-        process.wait()
+        if alone:
+            os.kill(child_of(process.pid), signal.SIGKILL)
+            assert await asyncio.to_thread(process.wait, 30) == 1
+            assert "the migration was killed by SIGKILL" in (folder / "log").read_text()
+        else:
+            process.kill()
+            process.wait()
     # The file that it waits for stays: were the child still at work, it would hold the database.
     change(queue, "PRAGMA user_version = 1", "PRAGMA user_version = 0")
-    assert dump(queue) == before
-    assert check(queue).findings == ()
+    if point == "after its commit":
+        assert rows(queue, "SELECT version_num FROM alembic_version") == [("0002",)]
+        assert rows(queue, "SELECT min(attempts), max(attempts) < 200 FROM receipts") == [(100, 1)]
+    else:
+        assert dump(queue) == before
+        assert check(queue).findings == ()
     (folder / "wait").unlink()
     with daemon(next_release, folder) as process:
         await asyncio.to_thread(register, folder, "after")
