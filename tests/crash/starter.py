@@ -38,6 +38,7 @@ CHECKPOINT_BYTES: Final = 256 * 1024
 RETENTION_EVERY_S: Final = 0.3
 EXPIRY_EVERY_S: Final = 0.2
 FEW_ROWS: Final = 10
+FEW_EXPIRE: Final = 3
 
 
 class Point(StrEnum):
@@ -71,6 +72,10 @@ def _many(_tx: object, rows: Sequence[object], *_arguments: object) -> bool:
     return len(rows) >= FEW_ROWS
 
 
+def _some(_tx: object, rows: Sequence[object], *_arguments: object) -> bool:
+    return len(rows) >= FEW_EXPIRE
+
+
 def _many_in_action(_tx: object, _action: object, rows: Sequence[object], *_arguments: object) -> bool:
     return len(rows) >= FEW_ROWS
 
@@ -81,7 +86,7 @@ _PLACES: Final[dict[Point, _Places]] = {
     Point.AFTER_COMMIT: ((writer.Writer, "_follow", _always),),
     Point.CHECKPOINT: ((writer.Writer, "_checkpoint", _log_is_large),),
     Point.RETENTION: ((sweeping, "purge", _always),),
-    Point.EXPIRY: ((sweeping, "expire_rows", _many),),
+    Point.EXPIRY: ((sweeping, "expire_rows", _some),),
     Point.ADMIN: ((steering, "steer_receipts", _many_in_action), (steering, "steer_messages", _many)),
     Point.BULK: ((store, "register", _many), (store, "report", _many)),
     Point.SETTLING: ((settling, "settle", _always),),
