@@ -12,7 +12,7 @@ import pytest
 
 from dlr_buffer.client import ApiError
 from tests.crash.power.answers import Broken, check_promises, check_whole
-from tests.crash.power.bench import Bench
+from tests.crash.power.bench import Bench, Replay
 from tests.crash.power.recording import Action, File, Kind, Operation, Record
 from tests.crash.power.test_power_cut import check_answers, cut_everywhere
 
@@ -26,7 +26,11 @@ import dlr_buffer.daemon
 dlr_buffer.daemon.EXPIRY_EVERY_S = 3600
 """
 QUEUE = frozenset({File.DATABASE, File.WAL, File.JOURNAL})
-POINTS = [(file, operation) for operation in Operation for file in (File.WAL, File.DATABASE)]
+POINTS = [
+    (file, operation)
+    for operation in (Operation.SYNC, Operation.WRITE, Operation.READ)
+    for file in (File.WAL, File.DATABASE)
+]
 
 
 def touched_after_fault(records: list[Record]) -> list[Record]:
@@ -79,6 +83,27 @@ def test_an_io_error_ends_the_daemon_and_loses_nothing(
     check_whole(bench.site.database)
     if operation is Operation.SYNC:
         cut_everywhere(records, tmp_path / "image", since=Kind.FAULT)
+
+
+def test_a_log_that_cannot_be_cut_off(bench: Bench) -> None:
+    """Emptying the log fails at the end and at the starts after it: it is said, no start goes on, nothing is lost."""
+    daemon = bench.start()
+    bench.load(clients=1, rounds=1)
+    bench.recorder.fault(File.WAL, Operation.TRUNCATE, Action.FAIL_ALWAYS)
+    assert daemon.terminate() == 1
+    assert_said(bench)
+    assert bench.recorder.faults() == 1
+    assert bench.wait_end(bench.launch()) == 1
+    assert "cannot be read or written reliably" in bench.log_text().splitlines()[-1]
+    bench.recorder.mend()
+    after = bench.start()
+    assert f"the last run (process {daemon.pid}) did not close the queue" in bench.log_text()
+    assert after.terminate() == 0
+    replay = Replay(bench.scratch / "image")
+    for _ in replay.follow(bench.recorder.records()):
+        pass
+    check_promises(bench.site.database, replay.promises)
+    check_whole(bench.site.database)
 
 
 def test_an_io_error_of_a_reader_ends_the_daemon_too(bench: Bench) -> None:
