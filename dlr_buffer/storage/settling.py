@@ -242,11 +242,12 @@ def settle(tx: Transaction, settlement: Settlement) -> Settled:
     settled = [each.request_id for each in settlement.acknowledged]
     settled += [each.request_id for each in settlement.refused]
     overtaken = [each for each in settlement.returned if tx.in_flight(each) and tx.overtaken(each)]
+    gone = set(overtaken)
+    unwaited = [each for each in settlement.unwaited if tx.in_flight(each) and each not in gone]
     tx.ended.update(dict.fromkeys(settled, 0))
     tx.ended.update((each, int(settlement.sent)) for each in settlement.returned if tx.in_flight(each))
     tx.mark_superseded([(each, account_id, schema.PENDING) for each in overtaken], now)
-    gone = set(overtaken)
-    if unwaited := [each for each in settlement.unwaited if each not in gone]:
+    if unwaited:
         _UNWAIT.run_many(tx.connection, [{"b_request_id": each} for each in unwaited])
     kept = [each for each in settlement.returned if each not in gone]
 
