@@ -16,12 +16,14 @@ from typing import Final
 
 from starlette.types import Scope
 
-from dlr_buffer.local_api.peers import NOBODY, Peer, program_of
+from dlr_buffer.local_api.peers import NOBODY, UNSEEN, Peer, printable, program_of
 from dlr_buffer.logs import AUDIT, NOTICE, Event, about
 from dlr_buffer.selection import ActionCount
 
 _MOST_CHARACTERS: Final = 8000
 """Of the ids in one line; a line of the log may be twice as long."""
+
+_MOST_PROGRAM_CHARACTERS: Final = 64
 
 _log = logging.getLogger(AUDIT)
 
@@ -80,7 +82,8 @@ async def admin_in(scope: Scope) -> Admin:
     peer = peer_in(scope)
     # A directory service may take its time.
     user = await asyncio.to_thread(_user_name, peer.uid)
-    return Admin(peer, user, program_of(peer.pid))
+    program = program_of(peer.pid)
+    return Admin(peer, user, _agent(scope) if program == UNSEEN else program)
 
 
 def begins(admin: Admin, deed: Deed) -> None:
@@ -136,6 +139,13 @@ def _counted(count: ActionCount | None) -> str:
     if count is None:
         return ""
     return f": {count.changed} changed, {count.skipped} skipped, {count.in_flight} left alone in flight"
+
+
+def _agent(scope: Scope) -> str:
+    """What the request calls its program (User-Agent): all there is where the service is kept from seeing processes."""
+    agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
+    words: list[str] = agent.decode("latin-1").split()
+    return printable(words[0][:_MOST_PROGRAM_CHARACTERS]) if words else UNSEEN
 
 
 def _user_name(uid: int) -> str:

@@ -16,6 +16,7 @@ MOST_USERS: Final = 64
 """Counted by their uid on each socket; calls of any further ones are counted together."""
 OTHERS: Final = "other"
 UNKNOWN: Final = "unknown"
+UNSEEN: Final = "?"
 _CREDENTIALS = struct.Struct("3i")
 _MOST_PROGRAM_BYTES: Final = 64
 
@@ -48,7 +49,7 @@ def peer_of(sock: object) -> Peer:
 
 
 def program_of(pid: int) -> str:
-    """The name of the program that a process runs now; ``?`` where that can't be seen (it is gone, or /proc is hidden).
+    """The name of the program that a process runs; UNSEEN where that can't be seen (it is gone, or /proc is hidden).
 
     A process can call itself anything, so this helps to remember, and proves nothing.
     """
@@ -56,8 +57,13 @@ def program_of(pid: int) -> str:
         with Path(f"/proc/{pid}/comm").open("rb") as file:
             name = file.read(_MOST_PROGRAM_BYTES).removesuffix(b"\n").decode("utf-8", "replace")
     except OSError:
-        return "?"
-    return "".join(character if character.isprintable() else "?" for character in name) or "?"
+        return UNSEEN
+    return printable(name) or UNSEEN
+
+
+def printable(name: str) -> str:
+    """The name without what can't be printed."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 class AllowList(NamedTuple):

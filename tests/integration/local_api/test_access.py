@@ -22,7 +22,7 @@ import pytest
 from msgspec.structs import replace
 
 from dlr_buffer.errors import StoreUnavailable
-from dlr_buffer.local_api.audit import named
+from dlr_buffer.local_api.audit import admin_in, named
 from dlr_buffer.local_api.peers import MOST_USERS, AllowList, CallCounts, Peer, peer_of, program_of
 from dlr_buffer.logs import AUDIT, Event
 from dlr_buffer.receipt_queue.queue import CHUNK
@@ -106,6 +106,19 @@ def test_an_action_is_written_down_with_who_did_it(
     for number in (1, 2):
         (entry,) = api.call("GET", f"/v1/receipts/{number}").json["history"]
         assert (entry["event"], entry["detail"]) == (action, f"by {me()}")
+
+
+@pytest.mark.parametrize(
+    ("agent", "program"),
+    [("curl/8.0 (x)", "curl/8.0"), ("", "?"), ("a" * 100, "a" * 64), ("a\x07b\xe9", "a?b\xe9")],
+)
+def test_a_program_that_cannot_be_seen_is_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, agent: str, program: str
+) -> None:
+    """Where /proc is hidden from the daemon, the request's User-Agent names the program, cut and made printable."""
+    monkeypatch.setattr("dlr_buffer.local_api.audit.program_of", lambda _pid: "?")
+    scope = {"headers": [(b"user-agent", agent.encode("latin-1"))] if agent else [], "state": {}}
+    assert asyncio.run(admin_in(scope)).program == program
 
 
 def test_an_action_by_filter_is_one_line(api: Api, audit: Callable[[], list[Any]]) -> None:
