@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlencode
 
+from dlr_buffer import __version__
 from dlr_buffer.errors import DlrBufferError
 
 if TYPE_CHECKING:
@@ -283,7 +284,8 @@ class Client:
 
     def _exchange(self, method: str, path: str, body: bytes | None, content_type: str) -> Any:  # noqa: ANN401 - JSON
         self.connect()
-        headers = {} if body is None else {"Content-Type": content_type}
+        # Where the daemon may not see other processes, this is how it names who did something.
+        headers = {"User-Agent": _USER_AGENT} | ({} if body is None else {"Content-Type": content_type})
         sent = True
         try:
             try:
@@ -303,6 +305,9 @@ class Client:
             self._connection.close()
             raise
         return _decoded(response, content)
+
+
+_USER_AGENT = f"dlr-buffer/{__version__}"
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -57,9 +57,11 @@ from dlr_buffer.local_api.connections import (
     raise_descriptor_limit,
     share_descriptors,
 )
+from dlr_buffer.local_api.peers import AllowList
 from dlr_buffer.local_api.ports import ConfigurationFacts, DaemonFacts, DatabaseFacts, ExpiryView
 from dlr_buffer.local_api.server import ApiServer
 from dlr_buffer.local_api.sockets import bind
+from dlr_buffer.logs import Event, Log, Sparing, about, set_level
 from dlr_buffer.metrics import Metrics
 from dlr_buffer.receipt_queue.queue import QueueSettings, ReceiptQueue
 from dlr_buffer.receipts import QueueCounts, QueueOldest, RefusalPolicy
@@ -67,7 +69,7 @@ from dlr_buffer.retention import Retention, RetentionSettings
 from dlr_buffer.smartswitch.client import SmartswitchClient, UpstreamSettings
 from dlr_buffer.smartswitch.transport import Proxy
 from dlr_buffer.storage.store import SqliteStore, StoreListeners
-from dlr_buffer.systemd import Notifier, listen_sockets, log_to_stderr
+from dlr_buffer.systemd import Notifier, listen_sockets
 from dlr_buffer.watchdog import Part, Watchdog
 
 _log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ Connect = Callable[[UpstreamSettings], Upstream]
 class Daemon:
     """One running dlr-buffer. `start` returns when it serves; `stop` when everything is closed."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first by name; most are a test's to bring
         self,
         configuration: Configuration,
         *,
@@ -107,12 +109,16 @@ class Daemon:
         rng: random.Random | None = None,
         environ: Mapping[str, str] | None = None,
         sockets: Mapping[str, socket.socket] | None = None,
+        log: Log | None = None,
     ) -> None:
         """Open nothing yet; a test brings its own clock and random numbers.
 
-        ``sockets`` listen already, as ``client`` and ``admin``; what is not among them is bound as configured.
+        ``sockets`` listen already, as ``client`` and ``admin``; what is not among them is bound as configured. ``log``
+        is where this process logs to.
         """
         self.configuration = configuration
+        self._log = log
+        self._sparing = Sparing()
         self._clock: BootClock = clock if clock is not None else SystemBootClock()
         self._rng = rng if rng is not None else random.Random()  # noqa: S311 - jitter, not a secret
         self._notifier = Notifier(environ if environ is not None else os.environ)
@@ -137,7 +143,13 @@ class Daemon:
         self._certificates_said: set[Problem] = set()
         self.failed = asyncio.Event()
         """Set when the database failed for good: the daemon has to end."""
-        self.metrics = Metrics(counts=self._counts, accounts=self._views, gauges=self._gauges)
+        self.metrics = Metrics(
+            counts=self._counts,
+            accounts=self._views,
+            gauges=self._gauges,
+            calls=self._calls,
+            limits=lambda: _max_waiting(self.configuration),
+        )
         self.store: SqliteStore
         self.queue: ReceiptQueue
         self.flusher: Flusher
@@ -177,9 +189,9 @@ class Daemon:
             await self._serve(shares)
             await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
             self.metrics.sample(self._clock.monotonic_ms())
-            self._tick(self.expiry.sweep, EXPIRY_EVERY_S)
-            self._tick(self._housekeeping, HOUSEKEEPING_EVERY_S)
-            self._tick(self.retention.sweep, RETENTION_EVERY_S)
+            self._tick("expiry", self.expiry.sweep, EXPIRY_EVERY_S)
+            self._tick("housekeeping", self._housekeeping, HOUSEKEEPING_EVERY_S)
+            self._tick("retention", self.retention.sweep, RETENTION_EVERY_S)
             self._scheduler.start()
             self._watch()
 
@@ -188,11 +200,13 @@ class Daemon:
             await self.stop()
             raise
         _log.info(
-            "dlr-buffer %s serves %s and %s, queue %s",
+            "dlr-buffer %s serves %s and %s, queue %s, accounts %s",
             __version__,
             configuration.api.client_socket,
             configuration.api.admin_socket,
             configuration.database.path,
+            ", ".join(sorted(configuration.accounts)),
+            extra=about(Event.STARTED),
         )
         self._notifier.status(self._status_line())
         self._notifier.ready()
@@ -221,7 +235,7 @@ class Daemon:
             handed_over.close()
         if self._watchdog is not None:
             self._watchdog.stop()
-        _log.info("stopped")
+        _log.info("stopped: the queue is closed", extra=about(Event.STOPPED))
 
     async def reload_from(self, read: Callable[[], Configuration]) -> None:
         """Reload what ``read`` returns. If that or the reload fails, it is logged, and an alarm until one succeeds."""
@@ -230,7 +244,9 @@ class Daemon:
                 await self.reload(read())
             except DlrBufferError as error:
                 self._reload_error = _in_one_line(error)
-                _log.error("not reloaded, the old configuration stays: %s", error)
+                _log.error(
+                    "not reloaded, the old configuration stays: %s", error, extra=about(Event.RELOAD_REFUSED)
+                )
 
     async def reload(self, configuration: Configuration) -> None:
         """Take on what can change while running; says what needs a restart."""
@@ -238,16 +254,30 @@ class Daemon:
         with self._reloading():
             old, self.configuration = self.configuration, configuration
             if keys := restart_needed(old, configuration):
-                _log.warning("these changes need a restart of the daemon: %s", ", ".join(keys))
+                _log.warning(
+                    "these changes need a restart of the daemon: %s",
+                    ", ".join(keys),
+                    extra=about(Event.RESTART_NEEDED, keys=", ".join(keys)),
+                )
             await self.store.add_accounts(sorted(configuration.accounts))
             self.queue.settings = _queue_settings(configuration)
             self.retention.settings = _retention_settings(configuration)
-            for server, connections in zip(self._servers, (shares.client, shares.admin), strict=True):
+            for server, connections, allowed in zip(
+                self._servers, (shares.client, shares.admin), _allow_lists(configuration), strict=True
+            ):
                 server.allow(ConnectionLimits(connections))
-            logging.getLogger("dlr_buffer").setLevel(configuration.log.level.upper())
+                server.admit(allowed)
+            if self._log is None:
+                set_level(configuration.log.level)
+            else:
+                self._log.apply(configuration.log.level, configuration.log.format)
             await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
             self._reload_error, self._configured_at_ms = None, self._clock.now_ms()
-            _log.info("configuration reloaded")
+            _log.info(
+                "configuration reloaded: accounts %s",
+                ", ".join(sorted(configuration.accounts)),
+                extra=about(Event.RELOADED),
+            )
             self._certificates_said.clear()
             self._look_at_certificates()
 
@@ -307,9 +337,10 @@ class Daemon:
 
     async def _serve(self, shares: Shares) -> None:
         api = self.configuration.api
-        for name, path, mode, group, admin, connections in (
-            ("client", api.client_socket, api.client_mode, api.client_group, False, shares.client),
-            ("admin", api.admin_socket, api.admin_mode, api.admin_group, True, shares.admin),
+        clients, admins = _allow_lists(self.configuration)
+        for name, path, mode, group, admin, connections, allowed in (
+            ("client", api.client_socket, api.client_mode, api.client_group, False, shares.client, clients),
+            ("admin", api.admin_socket, api.admin_mode, api.admin_group, True, shares.admin, admins),
         ):
             handed_over = self._handed_over.get(name)
             if handed_over is not None:
@@ -330,6 +361,7 @@ class Daemon:
                 name=f"{name} socket",
                 limits=ConnectionLimits(connections),
                 express=app.express,
+                allowed=allowed,
             )
             self._servers.append(server)
             await server.start()
@@ -351,9 +383,9 @@ class Daemon:
                 *(", ".join(keys), unit),
             )
 
-    def _tick(self, job: Callable[[], object], every_s: int) -> None:
+    def _tick(self, what: str, job: Callable[[], object], every_s: int) -> None:
         self._scheduler.add_job(
-            _Tick(job, self._clock).run,
+            _Tick(what, job, self._clock).run,
             "interval",
             seconds=every_s,
             coalesce=True,
@@ -379,6 +411,7 @@ class Daemon:
         self._stalled = progress[1] > 0 and self._progress[1] > 0 and progress[0] == self._progress[0]
         self._progress = progress
         self._look_at_certificates()
+        self._say_full_accounts()
         self._notifier.status(self._status_line())
 
     def _status_line(self) -> str:
@@ -406,6 +439,29 @@ class Daemon:
             troubled.append("last reload failed")
         return line + (f"; {', '.join(troubled)}" if troubled else "")
 
+    def _full_accounts(self) -> dict[str, int]:
+        """Accounts whose messages wait up to their max_waiting, with that."""
+        limits = _max_waiting(self.configuration)
+        if not limits:
+            return {}
+        messages = self.store.counts().messages
+        return {
+            name: limit
+            for name, limit in limits.items()
+            if sum(messages.get(name, {}).get(state, 0) for state in _WAITING) >= limit
+        }
+
+    def _say_full_accounts(self) -> None:
+        for name, limit in self._full_accounts().items():
+            if self._sparing.lets(name, self._clock.monotonic_ms() / 1000) is not None:
+                _log.warning(
+                    "account %s: %d messages wait for their final state, as many as its max_waiting: registration"
+                    " answers 503. Look why no states are reported, or raise max_waiting and reload",
+                    name,
+                    limit,
+                    extra=about(Event.ACCOUNT_FULL, account=name, count=limit),
+                )
+
     def _on_fresh(self, fresh: Mapping[str, int]) -> None:
         if hasattr(self, "flusher"):
             self.flusher.wake(fresh)
@@ -415,7 +471,11 @@ class Daemon:
             self.flusher.forget(replayed)
 
     def _on_store_failure(self, error: StoreUnavailable) -> None:
-        _log.critical("the database failed, nothing more is acknowledged and the daemon ends: %s", error)
+        _log.critical(
+            "the database failed, nothing more is acknowledged and the daemon ends: %s",
+            error,
+            extra=about(Event.DATABASE_FAILED),
+        )
         self.failed.set()
 
     # From the configuration to what each part needs of it
@@ -534,6 +594,13 @@ class Daemon:
             f"{path}: {detail}"
             for path, detail in certificate_warnings(self.configuration, self._clock.now_ms())
         ]
+        alarms += [
+            f"account {name}: {limit} messages wait for their final state, as many as its max_waiting: registration"
+            " answers 503"
+            for name, limit in self._full_accounts().items()
+        ]
+        if self._log is not None and (trouble := self._log.trouble) is not None:
+            alarms.append(trouble)
         alarms += self._age_alarms()
         return tuple(alarms)
 
@@ -551,6 +618,13 @@ class Daemon:
                 )
         return alarms
 
+    def _calls(self) -> dict[tuple[str, str], int]:
+        return {
+            (name, uid): calls
+            for server, name in zip(self._servers, ("client", "admin"), strict=False)
+            for uid, calls in server.calls().items()
+        }
+
     def _gauges(self) -> Mapping[str, tuple[str, float]]:
         facts = self.store.facts()
         connections: dict[str, tuple[str, float]] = {}
@@ -562,6 +636,10 @@ class Daemon:
             connections[f"{name}_connections_refused"] = (
                 f"Connections to the {name} socket answered 503 since the start: there were too many.",
                 server.refused,
+            )
+            connections[f"{name}_connections_forbidden"] = (
+                f"Connections to the {name} socket answered 403 since the start: {name}_allow does not name the user.",
+                server.forbidden,
             )
         certificates: dict[str, tuple[str, float]] = {}
         if (expiry_ms := next_expiry_ms(self.configuration)) is not None:
@@ -578,6 +656,10 @@ class Daemon:
                 "database_free_bytes": ("Free space beside it.", facts.free_bytes),
                 "database_commits": ("Commits since the start.", facts.commits),
                 "database_checkpoints": ("Checkpoints since the start.", facts.checkpoints),
+                "log_lines_lost": (
+                    "Lines of the log that could not be written since the start.",
+                    0 if self._log is None else self._log.lost,
+                ),
                 "waiting_rows": ("Rows that wait to be committed.", facts.waiting_rows),
                 "registration_stopped": (
                     "1 while there is less free space than min_free, so that registration answers 507.",
@@ -659,6 +741,23 @@ def _queue_settings(configuration: Configuration) -> QueueSettings:
         accounts=frozenset(configuration.accounts),
         default_validity_ms=configuration.messages.validity_period_ms,
         register_unknown=configuration.messages.unknown_messages == "register",
+        max_waiting=_max_waiting(configuration),
+    )
+
+
+def _max_waiting(configuration: Configuration) -> dict[str, int]:
+    """The accounts that have a limit of waiting messages, with it."""
+    return {
+        name: account.max_waiting for name, account in configuration.accounts.items() if account.max_waiting
+    }
+
+
+def _allow_lists(configuration: Configuration) -> tuple[AllowList, AllowList]:
+    """Who may use the client socket and the admin socket; root always may be an admin."""
+    api = configuration.api
+    return (
+        AllowList(None if api.client_allow is None else frozenset(api.client_allow), "[api] client_allow"),
+        AllowList(None if api.admin_allow is None else frozenset({0, *api.admin_allow}), "[api] admin_allow"),
     )
 
 
@@ -671,7 +770,8 @@ def _retention_settings(configuration: Configuration) -> RetentionSettings:
 class _Tick:
     """A job that runs again and again; a database that has a moment of weakness neither ends it nor floods the log."""
 
-    def __init__(self, job: Callable[[], object], clock: Clock) -> None:
+    def __init__(self, what: str, job: Callable[[], object], clock: Clock) -> None:
+        self._what = what
         self._job = job
         self._clock = clock
         self._said: tuple[str, int] | None = None
@@ -685,7 +785,7 @@ class _Tick:
             now = self._clock.monotonic_ms()
             if self._said is None or self._said[0] != str(error) or now - self._said[1] >= SAY_EVERY_MS:
                 self._said = (str(error), now)
-                _log.warning("put off until the next tick: %s", error)
+                _log.warning("%s: put off until the next tick: %s", self._what, error)
         except asyncio.CancelledError:
             pass  # the daemon stops; APScheduler, which alone cancels it, would log a traceback
         else:
@@ -704,11 +804,13 @@ def run_daemon(config_path: Path | None) -> int:
     except DlrBufferError as error:
         sys.stderr.write(f"dlr-buffer: {error}\n")
         return 1
-    log_to_stderr(configuration.log.level, os.environ)
+    log = Log(os.environ)
+    log.apply(configuration.log.level, configuration.log.format)
+    log.take_uncaught()
     try:
-        return asyncio.run(_run(configuration, config_path, sockets))
+        return asyncio.run(_run(configuration, config_path, sockets, log))
     except DlrBufferError as error:
-        _log.critical("%s", error)
+        _log.critical("the daemon could not start: %s", error, extra=about(Event.START_FAILED))
         return 1
 
 
@@ -721,7 +823,10 @@ def _leave_no_core() -> None:
 
 
 async def _run(
-    configuration: Configuration, config_path: Path | None, sockets: Mapping[str, socket.socket]
+    configuration: Configuration,
+    config_path: Path | None,
+    sockets: Mapping[str, socket.socket],
+    log: Log,
 ) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -729,14 +834,14 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    daemon = Daemon(configuration, sockets=sockets)
+    daemon = Daemon(configuration, sockets=sockets, log=log)
     await daemon.start()
     # What was made so far lives as long as the process: the collector need not look at it again.
     gc.freeze()
     reloads = asyncio.create_task(_reload_on(hangup, daemon, config_path))
     ends = [asyncio.create_task(event.wait()) for event in (stop, daemon.failed)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    _log.info("stopping")
+    _log.info("stopping: no new connections; what is under way is finished")
     # A reload under way may wait for requests of accounts that leave; the stop gives them its own grace.
     for task in (reloads, *ends):
         task.cancel()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from dlr_buffer.clock import EARLIEST_MS, BootClock, rfc3339
+from dlr_buffer.logs import Event, about
 
 _log = logging.getLogger(__name__)
 
@@ -187,7 +188,11 @@ class Expiry:
                     break
             self.last_sweep_at_ms = self._clock.now_ms()
             if expired:
-                _log.info("%d messages expired", expired)
+                _log.info(
+                    "%d messages expired without a final state, and are reported as expired",
+                    expired,
+                    extra=about(count=expired),
+                )
             return expired
         finally:
             self._sweeping = False
@@ -236,6 +241,7 @@ class Expiry:
                 "expiry stops: %s. Check the clock; expiry goes on when it is back, when it has been"
                 " synchronised for ten minutes, or with 'dlr-buffer expiry resume'",
                 reason,
+                extra=about(Event.EXPIRY_STOPPED),
             )
             self._synchronised_since_ms = None
             await self._keep(Mark(mark.boot_id, mark.offset_ms, mark.now_ms, now, reason))
@@ -274,7 +280,7 @@ class Expiry:
         """Trust the clock as it is now."""
         now = self._clock.now_ms()
         await self._redate(mark, now)
-        _log.warning("expiry goes on: %s", why)
+        _log.warning("expiry goes on: %s", why, extra=about(Event.EXPIRY_RESUMED))
         await self._keep(Mark(self._clock.boot_id(), now - self._clock.boottime_ms(), now))
         self._doubt = None
         return now

@@ -35,6 +35,7 @@ QUEUE_TOTALS: Final = {
     "admin_delete": "Receipts deleted by an admin.",
     "admin_delete_messages": "Messages deleted by an admin.",
     "refused_full": "Registrations refused because there was less free space than min_free.",
+    "refused_waiting": "Registrations refused because their account had max_waiting messages waiting.",
     "commit_failures": "Transactions that the database refused; nothing of them is stored.",
     "store_failures": "Times that the database refused to settle a request; tried again until it did.",
 }
@@ -57,8 +58,16 @@ class Metrics:
         counts: Callable[[], QueueCounts],
         accounts: Callable[[], Iterable[AccountView]],
         gauges: Callable[[], Mapping[str, tuple[str, float]]],
+        calls: Callable[[], Mapping[tuple[str, str], int]] = dict,
+        limits: Callable[[], Mapping[str, int]] = dict,
     ) -> None:
-        """``gauges`` gives further figures by name, each with its help text."""
+        """``gauges`` gives further figures by name, each with its help text.
+
+        ``calls`` gives the requests of the local API by socket and uid, ``limits`` max_waiting of the accounts that
+        have one.
+        """
+        self._calls = calls
+        self._limits = limits
         self._totals: Counter[str] = Counter()
         self._by_account: Counter[tuple[str, str]] = Counter()
         self._requests: Counter[tuple[str, str]] = Counter()
@@ -146,6 +155,22 @@ class Metrics:
         for (account, outcome), count in sorted(self._requests.items()):
             requests.add_metric([account, outcome], count)
         yield requests
+        calls = CounterMetricFamily(
+            "dlr_buffer_api_requests",
+            "Requests answered on the local API by socket and by the uid of who sent them ('other' beyond 64 uids).",
+            labels=["socket", "uid"],
+        )
+        for (socket, uid), count in sorted(self._calls().items()):
+            calls.add_metric([socket, uid], count)
+        yield calls
+        limits = GaugeMetricFamily(
+            "dlr_buffer_account_max_waiting",
+            "Messages that may wait for their final state, for accounts that have a limit.",
+            labels=["account"],
+        )
+        for account, limit in sorted(self._limits().items()):
+            limits.add_metric([account], limit)
+        yield limits
 
 
 class _Figures(Collector):

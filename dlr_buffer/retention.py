@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from dlr_buffer.logs import Event, about
+
 _log = logging.getLogger(__name__)
 
 
@@ -112,7 +114,16 @@ class Retention:
         while (bereft := await self._store.purge_bereft(before_ms=settled_before_ms)).messages:
             messages += bereft.messages
         if dead:
-            _log.warning("retention removed %d dead letters", dead)
+            _log.warning(
+                "retention removed %d dead letters, older than [retention] dead: Smartswitch never took them",
+                dead,
+                extra=about(Event.DEAD_LETTERS_PURGED, count=dead),
+            )
         if receipts or messages:
-            _log.info("retention removed %d receipts and %d messages", receipts + dead, messages)
+            _log.info(
+                "retention removed %d receipts and %d messages",
+                receipts + dead,
+                messages,
+                extra=about(count=receipts + dead),
+            )
         return receipts + dead

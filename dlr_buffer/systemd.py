@@ -1,10 +1,10 @@
 """How the daemon talks to systemd.
 
-Sockets that it hands over (sd_listen_fds(3)), readiness, status and watchdog (sd_notify(3), sd_watchdog_enabled(3)),
-and log lines with priorities (sd-daemon(3)). What has to get on for the watchdog to be told so is `watchdog`'s.
+Sockets that it hands over (sd_listen_fds(3)), readiness, status and watchdog (sd_notify(3), sd_watchdog_enabled(3)).
+What has to get on for the watchdog to be told so is `watchdog`'s, the log is `logs`'.
 
 No library that installs without a compiler covers this; the protocol is a datagram of ``KEY=value`` lines.
-Without systemd everything here does nothing, or writes plain lines for a terminal.
+Without systemd everything here does nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
@@ -22,14 +21,6 @@ from dlr_buffer.errors import DlrBufferError
 
 _FIRST_DESCRIPTOR: Final = 3
 _USEC: Final = 1_000_000
-
-_PRIORITIES: Final = {
-    logging.CRITICAL: 2,
-    logging.ERROR: 3,
-    logging.WARNING: 4,
-    logging.INFO: 6,
-    logging.DEBUG: 7,
-}
 
 
 def listen_sockets(
@@ -158,39 +149,3 @@ def _watchdog_s(environ: Mapping[str, str]) -> float | None:
         microseconds = int(environ.get("WATCHDOG_USEC", ""))
         return microseconds / _USEC if microseconds > 0 else None
     return None
-
-
-class _JournalFormatter(logging.Formatter):
-    """One line an event with the syslog priority in front; journald reads it and adds the time itself."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        priority = _PRIORITIES.get(record.levelno, 5)
-        text = super().format(record)
-        return "\n".join(f"<{priority}>{line}" for line in text.splitlines() or [""])
-
-
-class _TerminalFormatter(logging.Formatter):
-    """Lines for people: time in UTC, level, text."""
-
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
-        self.converter = time.gmtime
-
-
-def log_to_stderr(level: str, environ: Mapping[str, str]) -> None:
-    """Send this program's log to stderr, for the journal or for a person.
-
-    Other libraries only speak from warnings on.
-    """
-    handler = logging.StreamHandler(sys.stderr)
-    in_journal = "JOURNAL_STREAM" in environ
-    handler.setFormatter(_JournalFormatter("%(message)s") if in_journal else _TerminalFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    logging.getLogger("dlr_buffer").setLevel(level.upper())
-    # A sweep that takes longer than its tick is no news.
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from dlr_buffer.logs import Event, about
+
 EVENT_LOOP: Final = "the event loop"
 _LOOKS: Final = 4
 """So often within the watchdog's time."""
@@ -137,6 +139,7 @@ class Watchdog:
                 name,
                 self._interval_s * _PATIENCE,
                 _place(threads.get(name)),
+                extra=about(Event.STALLED),
             )
         for name in sorted(self._stalled - stalled):
             _log.warning("%s gets on again", name)

@@ -56,6 +56,7 @@ ON_A_MACHINE = (
     Section("docs/operations.md", "Look"),
     Section("docs/operations.md", "Steer"),
     Section("docs/operations.md", "Change the configuration"),
+    Section("docs/logging.md", "Read it"),
     Section("docs/operations.md", "Measure a machine"),
     Section("docs/operations.md", "Back up"),
     Section("docs/operations.md", "Check"),

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Protocol
 from dlr_buffer.config.settings import ApiSettings, Configuration, is_derived
 from dlr_buffer.config.values import write_duration, write_size
 
-# The sections that bind sockets or open files at start; all others are taken over by a reload.
+# The sections that bind sockets or open files at start, but for the keys named; all others are taken over by a reload.
 _NEED_RESTART = ("api", "database")
+_RELOADED = ("client_allow", "admin_allow")
 
 
 class _Record(Protocol):
@@ -24,7 +25,7 @@ class _Record(Protocol):
 def describe(configuration: Configuration) -> str:
     """Write the effective values, defaults included, as TOML with every secret as ``***``.
 
-    In place of ``password_file`` there is ``password``, likewise for other secrets, and groups are numbers.
+    In place of ``password_file`` there is ``password``, likewise for other secrets; groups and users are numbers.
     """
     lines: list[str] = []
     for section in fields(configuration):
@@ -43,7 +44,8 @@ def restart_needed(old: Configuration, new: Configuration) -> tuple[str, ...]:
         f"{section}.{key_of(item.name)}"
         for section in _NEED_RESTART
         for item in fields(getattr(old, section))
-        if getattr(getattr(old, section), item.name) != getattr(getattr(new, section), item.name)
+        if item.name not in _RELOADED
+        and getattr(getattr(old, section), item.name) != getattr(getattr(new, section), item.name)
     )
 
 
@@ -95,6 +97,8 @@ def _written(field_name: str, value: object) -> str:
         return f'"{value:04o}"'
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
     if isinstance(value, int | float):
         return f"{value:g}" if isinstance(value, float) else str(value)
     # A basic string of TOML is written like JSON's.

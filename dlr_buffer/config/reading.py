@@ -9,11 +9,13 @@ from __future__ import annotations
 import grp
 import ipaddress
 import os.path
+import pwd
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeGuard
 from urllib.parse import SplitResult, urlsplit
 
 from dlr_buffer.config.credentials import (
@@ -46,6 +48,8 @@ DEFAULT_PATH = Path("/etc/dlr-buffer/config.toml")
 """Where the configuration is if neither ``--config`` nor ``DLR_BUFFER_CONFIG`` says otherwise."""
 
 _MAX_FILE_BYTES = 1 << 20
+_MAX_USERS = 1000
+_MOST_WAITING = 1_000_000_000
 
 _SECOND = 1_000
 _MINUTE = 60 * _SECOND
@@ -56,7 +60,7 @@ _TIB = 1 << 40
 
 _ACCOUNT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 # What useradd and directories allow: spaces and backslashes occur in those of domains.
-_GROUP_NAME = re.compile(r"\w[\w .@\\$-]{0,63}")
+_USER_OR_GROUP_NAME = re.compile(r"\w[\w .@\\$-]{0,63}")
 # RFC 3986 §2 and §3.3: what a URL may hold at all, and a path of pchars.
 _URL_CHARACTERS = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]*")
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})*)*")
@@ -152,6 +156,8 @@ def _api(table: Table) -> ApiSettings:
         client_mode=table.mode("client_mode", default.client_mode, 0o666),
         # The admin socket can delete receipts: it is never everybody's.
         admin_mode=table.mode("admin_mode", default.admin_mode, 0o660),
+        client_allow=_users(table, "client_allow"),
+        admin_allow=_users(table, "admin_allow"),
     )
     table.close()
     if api.client_socket == api.admin_socket and table.sound("client_socket", "admin_socket"):
@@ -193,7 +199,11 @@ def _retention(table: Table) -> RetentionSettings:
 
 
 def _log(table: Table) -> LogSettings:
-    log = LogSettings(level=table.choice("level", LogSettings().level, ("debug", "info", "warning", "error")))
+    default = LogSettings()
+    log = LogSettings(
+        level=table.choice("level", default.level, ("debug", "info", "warning", "error")),
+        format=table.choice("format", default.format, ("auto", "text", "json", "journal")),
+    )
     table.close()
     return log
 
@@ -232,6 +242,7 @@ def _account(table: Table, sources: Sources) -> AccountSettings:
         concurrency=table.integer("concurrency", default.concurrency, 1, 256),
         rate_limit=table.number("rate_limit", default.rate_limit, 0.001, 100_000),
         allow_http=allow_http,
+        max_waiting=table.integer("max_waiting", default.max_waiting, 0, _MOST_WAITING),
         batch=_batch(table.table("batch")),
         retry=_retry(table.table("retry")),
         tls=read_tls(table.table("tls"), sources, https=https),
@@ -273,11 +284,10 @@ def _group(table: Table, key: str) -> int | None:
     value = table.take(key)
     if value is None:
         return None
-    # 2**32 - 1 means "leave it" to chown(2).
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < (1 << 32) - 1:
+    if _is_id(value):
         return value
     # What is no name at all may be anything, by mistake, so it is not repeated.
-    if not isinstance(value, str) or not _GROUP_NAME.fullmatch(value):
+    if not isinstance(value, str) or not _USER_OR_GROUP_NAME.fullmatch(value):
         table.note(key, "must be a group's name in quotes, or its number")
         return None
     try:
@@ -285,6 +295,33 @@ def _group(table: Table, key: str) -> int | None:
     except KeyError:
         table.note(key, f"no group is called {value!r} on this system; create it, or name another")
         return None
+
+
+def _users(table: Table, key: str) -> tuple[int, ...] | None:
+    """Read a list of users by name or number into their numbers, each once; None if it is left out."""
+    values = table.take(key)
+    if values is None:
+        return None
+    if not isinstance(values, list) or len(values) > _MAX_USERS:
+        table.note(key, f'must be a list of at most {_MAX_USERS} users, like ["my-app", 1001]')
+        return None
+    users: dict[int, None] = {}
+    for value in values:
+        if _is_id(value):
+            users[value] = None
+        elif not isinstance(value, str) or not _USER_OR_GROUP_NAME.fullmatch(value):
+            table.note(key, "must hold users' names in quotes, or their numbers")
+        else:
+            try:
+                users[pwd.getpwnam(value).pw_uid] = None
+            except KeyError:
+                table.note(key, f"no user is called {value!r} on this system; create it, or name another")
+    return tuple(users)
+
+
+def _is_id(value: object) -> TypeGuard[int]:
+    # 2**32 - 1 means "leave it" to chown(2).
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < (1 << 32) - 1
 
 
 def _database_url(table: Table, key: str, default: str) -> str:

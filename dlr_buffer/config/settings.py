@@ -82,6 +82,10 @@ class ApiSettings:
     admin_group: int | None = None
     client_mode: int = 0o660
     admin_mode: int = 0o600
+    client_allow: tuple[int, ...] | None = None
+    """Numeric ids of the users who may use the client socket; None: whoever may open it."""
+    admin_allow: tuple[int, ...] | None = None
+    """The same for the admin socket, where root always may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +121,10 @@ class RetentionSettings:
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """What is logged."""
+    """What is logged, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json", "journal"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +183,8 @@ class AccountSettings:
     rate_limit: float = 0.0
     """Most requests a second; 0 is no limit."""
     allow_http: bool = False
+    max_waiting: int = 0
+    """Most messages without a final state; beyond it registration answers 503. 0 is no limit."""
     batch: BatchSettings = field(default_factory=BatchSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     tls: TlsSettings = field(default_factory=TlsSettings)

@@ -34,8 +34,9 @@ from dlr_buffer.flusher.batching import cut_batch
 from dlr_buffer.flusher.judgement import Conclusion, Judge, Work, outcome_of
 from dlr_buffer.flusher.ports import FlushSettings, Outbox, Upstream
 from dlr_buffer.health import AccountHealth, AccountView, HealthState, Permit, Probe, Send, Wait
+from dlr_buffer.logs import Event, about
 from dlr_buffer.metrics import Metrics
-from dlr_buffer.receipts import Cut, DueClaim, Receipt
+from dlr_buffer.receipts import Cut, DueClaim, Receipt, Refused
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class AccountFlusher:
         self._next_request_ms = 0.0
         self._stopping = False
         self._said: dict[str, int] = {}
+        self._dead_unsaid = 0
         self._unwritten: dict[int, str] = {}
         self.turns = 0
         """Turns of the loop, and steps within them, for the watchdog."""
@@ -218,7 +220,7 @@ class AccountFlusher:
                 if not self._in_flight.issuperset(self._judge.acquitted):
                     self._wake.set()
             except DlrBufferError as error:
-                self._say("store", f"cannot read the queue, trying again: {error}")
+                self._say("store", f"cannot read the queue, trying again: {error}", event=Event.COMMIT_FAILED)
                 until = self._clock.now_ms() + STORE_RETRY_MS
             await self._wait(until)
 
@@ -528,7 +530,7 @@ class AccountFlusher:
         """
         while True:
             try:
-                await self._outbox.settle(
+                settled = await self._outbox.settle(
                     self.settings.name,
                     acknowledged=conclusion.acknowledged,
                     refused=conclusion.refused,
@@ -543,7 +545,11 @@ class AccountFlusher:
                 )
             except DlrBufferError as error:
                 self._metrics.events({"store_failures": 1})
-                self._say("store", f"cannot write what Smartswitch answered, trying again: {error}")
+                self._say(
+                    "store",
+                    f"cannot write what Smartswitch answered, trying again: {error}",
+                    event=Event.COMMIT_FAILED,
+                )
                 # For good: the daemon ends, and need not wait for this.
                 if once or (isinstance(error, StoreUnavailable) and error.fatal):
                     return
@@ -555,24 +561,58 @@ class AccountFlusher:
                     raise
             else:
                 self._unwritten.pop(id(conclusion), None)
+                if settled.dead:
+                    self._say_dead(settled.dead, conclusion.refused[-1])
                 return
 
-    def _say(self, cause: str, text: str, *, level: int = logging.WARNING) -> None:
-        """Log a line, at most once a minute for each cause."""
+    def _say_dead(self, number: int, last: Refused) -> None:
+        """Log that receipts were given up: how many since that was logged before, and why the last one."""
+        self._dead_unsaid += number
+        name, error = self.settings.name, last.error
+        if self._say(
+            "dead",
+            f"{self._dead_unsaid} given up as dead letters, the last receipt {last.request_id}: Smartswitch refuses it"
+            f" ({error.code}: {error.title}). See 'dlr-buffer list receipts --account {name} --status dead', mend the"
+            " cause, then 'dlr-buffer retry'",
+            event=Event.DEAD_LETTER,
+            receipt=last.request_id,
+            error_code=error.code,
+        ):
+            self._dead_unsaid = 0
+
+    def _say(  # noqa: PLR0913 - a line, and what it is about by name
+        self,
+        cause: str,
+        text: str,
+        *,
+        level: int = logging.WARNING,
+        event: Event | None = None,
+        receipt: int | None = None,
+        error_code: str | None = None,
+    ) -> bool:
+        """Log a line, at most once a minute for each cause; returns whether it was logged."""
         now = self._clock.monotonic_ms()
         last = self._said.get(cause)
-        if last is None or now - last >= SAY_EVERY_MS:
+        due = last is None or now - last >= SAY_EVERY_MS
+        if due:
             self._said[cause] = now
-            _log.log(level, "account %s: %s", self.settings.name, text)
+            extra = about(
+                event, account=self.settings.name, cause=cause, receipt=receipt, error_code=error_code
+            )
+            _log.log(level, "account %s: %s", self.settings.name, text, extra=extra)
         if len(self._said) > 1000:  # noqa: PLR2004 - far more causes than there are; a bound all the same
             self._said.clear()
+        return due
 
     def _say_fault(self, error: BaseException) -> None:
         # Where it happened, but not its text, which nobody has cleared of credentials.
         where = "".join(traceback.format_tb(error.__traceback__))
         kind = type(error).__name__
         self._say(
-            f"fault {kind}", f"an exchange failed in an unforeseen way: {kind}\n{where}", level=logging.ERROR
+            f"fault {kind}",
+            f"an exchange failed in a way that nobody foresaw ({kind}), and is tried again; please report it\n{where}",
+            level=logging.ERROR,
+            event=Event.DEFECT,
         )
 
 

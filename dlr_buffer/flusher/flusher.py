@@ -16,6 +16,7 @@ from dlr_buffer.errors import NotFound
 from dlr_buffer.flusher.account import AccountFlusher
 from dlr_buffer.flusher.ports import FlushSettings, Outbox, Upstream
 from dlr_buffer.health import AccountView, HealthState
+from dlr_buffer.logs import Event, about
 from dlr_buffer.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,12 @@ class Flusher:
     async def apply(self, plans: Mapping[str, AccountPlan], *, grace_ms: int) -> None:
         """Run exactly these accounts: new ones start, changed ones go on with what changed, others stop."""
         for name in [name for name in self._running if name not in plans]:
-            _log.info("account %s is not configured any more: its receipts stay in the queue", name)
+            _log.warning(
+                "account %s is not configured any more: its messages still expire, its receipts stay in the queue and"
+                " are not sent",
+                name,
+                extra=about(Event.ACCOUNT_UNCONFIGURED, account=name),
+            )
             self._leaving.append(self._running.pop(name))
             del self._keys[name]
         await asyncio.gather(*(leaving.stop(grace_ms) for leaving in self._leaving))
@@ -110,7 +116,6 @@ class Flusher:
         await self._book.set_paused(name, paused=True)
         if (running := self._running.get(name)) is not None:
             running.pause()
-        _log.warning("account %s: paused by an admin", name)
         return self._view(name)
 
     async def resume(self, name: str) -> AccountView:
@@ -119,7 +124,6 @@ class Flusher:
         await self._book.set_paused(name, paused=False)
         if (running := self._running.get(name)) is not None:
             running.resume()
-        _log.warning("account %s: resumed by an admin", name)
         return self._view(name)
 
     def progress(self) -> Mapping[str, int]:

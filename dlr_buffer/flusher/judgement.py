@@ -25,6 +25,7 @@ from dlr_buffer.flusher.suspicion import (
     Suspects,
 )
 from dlr_buffer.health import AccountHealth, HealthState
+from dlr_buffer.logs import Event
 from dlr_buffer.receipts import Acknowledged, Claimed, ReceiptError, Refused
 from dlr_buffer.smartswitch.answers import (
     Answer,
@@ -71,8 +72,16 @@ class Conclusion:
 class Say(Protocol):
     """Logs a line about the account, at most once a minute for each cause."""
 
-    def __call__(self, cause: str, text: str, *, level: int = logging.WARNING) -> None:
-        """Log ``text``."""
+    def __call__(
+        self,
+        cause: str,
+        text: str,
+        *,
+        level: int = logging.WARNING,
+        event: Event | None = None,
+        receipt: int | None = None,
+    ) -> object:
+        """Log ``text``, as being of that kind, and about that receipt."""
         ...
 
 
@@ -207,7 +216,9 @@ class Judge:
                 self.health = self.health.too_large(len(work.claimed))
                 self._say(
                     f"http-{status}",
-                    f"a request with {len(work.claimed)} receipts was too large: batches are halved",
+                    f"a request with {len(work.claimed)} receipts was too large: batches are halved, and grow back. If"
+                    " that happens often, lower max_receipts or max_url_bytes of its batch",
+                    event=Event.BATCH_TOO_LARGE,
                 )
                 return Conclusion(returned=work.request_ids)
             case AuthenticationFailed(error, coded):
@@ -230,12 +241,19 @@ class Judge:
             self._count("violations", answer.violations)
             self._say(
                 "protocol",
-                f"an answer held {answer.violations} entries that break the protocol; they were ignored",
+                f"an answer held {answer.violations} entries that break the protocol; they were ignored, and what is"
+                " not confirmed is sent again. Tell those who run Smartswitch",
+                event=Event.PROTOCOL_VIOLATION,
             )
         # One that was under way when the account fell says nothing about how it is now; only a probe does.
         if acknowledged and (work.probe or self.health.state is HealthState.OPEN):
             if self.health.state is not HealthState.OPEN:
-                self._say("open", "it is open again", level=logging.INFO)
+                self._say(
+                    "open",
+                    "Smartswitch acknowledges again; it is open",
+                    level=logging.INFO,
+                    event=Event.ACCOUNT_OPEN,
+                )
                 self.acquitted += self.asides.acquit()
             self.health = self.health.acknowledged(self.settings.health, now)
         self._follow_halving(work, found_bad=bool(answer.faulted))
@@ -258,6 +276,7 @@ class Judge:
         self._say(
             "refused",
             f"a batch of {len(work.claimed)} was refused ({error.code}: {error.title}); looking for the bad receipt",
+            event=Event.BATCH_REFUSED,
         )
         self._follow_halving(work, found_bad=True)
         self.suspects.accuse(work.request_ids)
@@ -292,6 +311,8 @@ class Judge:
             "rejecting",
             f"Smartswitch refuses what nothing proves to be bad ({error.code}: {error.title}: {error.detail});"
             " sending stops but for probes. Check the account's url and Smartswitch",
+            event=Event.ACCOUNT_REJECTING,
+            receipt=unproven[0].request_id if alone else None,
         )
         for fault in unproven:
             conclusion.returned.append(fault.request_id)
@@ -318,6 +339,7 @@ class Judge:
             "authentication",
             f"Smartswitch refuses the login or password ({error.code}: {error.title}); nothing is lost,"
             " sending stops but for probes. Correct the credentials and reload",
+            event=Event.ACCOUNT_SUSPENDED,
         )
         return conclusion
 
@@ -337,7 +359,12 @@ class Judge:
         if alone is not None and suspect:
             wait_ms = min(retry_after_ms or 0, self.settings.health.retry_max_ms)
             return self._outage_of_suspect(work, alone, error, wait_ms=wait_ms)
-        self._say(error.code, f"no usable answer: {error.detail}")
+        self._say(
+            error.code,
+            f"no usable answer: {error.detail}; nothing is lost, and it is tried again",
+            event=Event.ACCOUNT_OUTAGE,
+            receipt=alone,
+        )
         conclusion = Conclusion(returned=work.request_ids)
         if alone is not None:
             succeeded = self._others_succeeded(alone)

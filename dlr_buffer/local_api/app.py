@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from dlr_buffer.clock import Clock
 from dlr_buffer.errors import DlrBufferError, NotFound
+from dlr_buffer.local_api.audit import peer_in
 from dlr_buffer.local_api.bodies import BodyRoom, ClientGone
 from dlr_buffer.local_api.express import Express
 from dlr_buffer.local_api.openapi import openapi_document
@@ -26,8 +27,10 @@ from dlr_buffer.local_api.operations import OPERATIONS, Operation
 from dlr_buffer.local_api.ports import Accounts, Expiry, Vitals
 from dlr_buffer.local_api.problems import ProblemCode, Refusal, code_of, problem_response, stopping
 from dlr_buffer.local_api.services import Endpoint, Services
+from dlr_buffer.logs import Event, about
 from dlr_buffer.receipt_queue.queue import ReceiptQueue
 
+_MOST_PATH_CHARACTERS = 300
 _HOT = ("/v1/messages", "/v1/receipts")
 
 _logger = logging.getLogger(__name__)
@@ -143,7 +146,7 @@ class _Resource:
             return await served.endpoint(self._services, scope, receive)
         except DlrBufferError as error:
             if code_of(error) is ProblemCode.INTERNAL:
-                _logger.exception("%s %s failed", scope["method"], scope["path"])
+                _log_defect(scope, error)
             return problem_response(error)
         except asyncio.CancelledError:
             # Only the server cancels, at the end of its grace. The request may be carried out all the same, and is
@@ -151,8 +154,8 @@ class _Resource:
             return problem_response(stopping())
         except ClientGone:
             raise
-        except Exception:  # the last line of defence: even a defect is answered as a problem, and logged
-            _logger.exception("%s %s failed", scope["method"], scope["path"])
+        except Exception as error:  # noqa: BLE001 - the last line of defence: even a defect is answered, and logged
+            _log_defect(scope, error)
             return problem_response(
                 Refusal(ProblemCode.INTERNAL, "an error that nobody foresaw; the daemon's log has it")
             )
@@ -172,3 +175,15 @@ class _Resource:
             facts={"allow": sorted(self.served)},
             headers={"allow": allow},
         )
+
+
+def _log_defect(scope: Scope, error: Exception) -> None:
+    """Log an error that is answered 500, with whom it met; the path is a client's, and cut."""
+    _logger.error(
+        "%s %s of %s failed in a way that nobody foresaw, and was answered 500; please report it",
+        scope["method"],
+        scope["path"][:_MOST_PATH_CHARACTERS],
+        peer_in(scope),
+        exc_info=error,
+        extra=about(Event.DEFECT, peer_uid=peer_in(scope).uid),
+    )

@@ -27,6 +27,7 @@ from dlr_buffer.local_api.submissions import (
     reported_answer,
     reported_body,
 )
+from dlr_buffer.logs import Event, about
 from dlr_buffer.receipts import Registered, Reported
 
 MAX_BODY_BYTES: Final = 2048
@@ -120,7 +121,11 @@ def _outcome(stored: asyncio.Future[list[_Result | DlrBufferError]]) -> _Result 
         return stored.result()[0]
     if isinstance(error, DlrBufferError):
         return error
-    _logger.error("a request failed", exc_info=error)
+    _logger.error(
+        "a request failed in a way that nobody foresaw, and was answered 500; please report it",
+        exc_info=error,
+        extra=about(Event.DEFECT),
+    )
     return Refusal(ProblemCode.INTERNAL, "an error that nobody foresaw; the daemon's log has it")
 
 

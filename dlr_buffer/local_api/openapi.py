@@ -24,7 +24,7 @@ sockets: the client socket registers messages and takes reports, the admin socke
 A 2xx to a registration or a report is sent only after its transaction is committed and synced, so that asking again
 after a lost answer is safe. Errors are RFC 9457 problem details; `code` is stable, `detail` is for people.
 """
-_ANYWHERE = (ProblemCode.METHOD, ProblemCode.INTERNAL)
+_ANYWHERE = (ProblemCode.FORBIDDEN, ProblemCode.METHOD, ProblemCode.INTERNAL)
 _RETRY_AFTER = {
     "Retry-After": {
         "description": "seconds after which to ask again",

@@ -32,6 +32,7 @@ class ProblemCode(StrEnum):
     """The stable short names of errors (DESIGN §5)."""
 
     MALFORMED = "malformed"
+    FORBIDDEN = "forbidden"
     NOT_FOUND = "not-found"
     METHOD = "method"
     MESSAGE_FINAL = "message-final"
@@ -56,6 +57,7 @@ class ProblemCode(StrEnum):
 
 _STATUS_AND_MEANING = {
     ProblemCode.MALFORMED: (400, "The request could not be read"),
+    ProblemCode.FORBIDDEN: (403, "This socket is for others"),
     ProblemCode.NOT_FOUND: (404, "There is no such thing here"),
     ProblemCode.METHOD: (405, "This resource does not take that method"),
     ProblemCode.MESSAGE_FINAL: (409, "The message has another final state"),

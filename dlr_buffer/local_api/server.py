@@ -5,7 +5,7 @@ class is used as it is but for this: requests that are not HTTP get a problem as
 answer that is still owed; a client that closes its sending side early still gets its answer; a request that is answered
 before its body came whole ends the connection, after a little more of the body is dropped; requests sent ahead of their
 turn wait as bytes, and no more is read meanwhile; and connections are bounded in number, and in the time that they keep
-waiting (`connections`).
+waiting (`connections`). Who is at the other end is asked once a connection, and may be kept out (`peers`).
 
 A stop loses no request: what was accepted is answered, with ``Connection: close``; a connection that its client keeps
 is closed so that its next request either came before and is answered, or can't be sent at all (`_Protocol.end_idle`).
@@ -38,6 +38,7 @@ from dlr_buffer.local_api.accepting import Acceptor
 from dlr_buffer.local_api.bodies import is_ndjson
 from dlr_buffer.local_api.connections import ConnectionLimits, ConnectionRoom, Phase
 from dlr_buffer.local_api.express import MAX_BODY_BYTES, Express
+from dlr_buffer.local_api.peers import NOBODY, AllowList, CallCounts, Peer, peer_of
 from dlr_buffer.local_api.problems import (
     CONTENT_TYPE,
     ProblemCode,
@@ -47,6 +48,7 @@ from dlr_buffer.local_api.problems import (
     stopping,
 )
 from dlr_buffer.local_api.sockets import BoundSocket
+from dlr_buffer.logs import Event, Sparing, about
 
 _MAX_HEAD_BYTES = 16 * 1024
 """Every id, filter and cursor of ours fits in a quarter of it."""
@@ -65,7 +67,9 @@ _LAST_WORDS_S = 1.0
 _ONCE_MORE_S = 0.25
 """At a stop, busy clients use the connection that they keep once more within it, and are told to make another."""
 _RETRY_AFTER_S = 5
-_LOG_EVERY_S = 60.0
+_MAX_LAST_WORDS = 16
+"""So many who were kept out may be listened to at once, until they have read why."""
+_MAX_LAST_WORDS_BYTES = 64 * 1024
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +77,7 @@ _logger = logging.getLogger(__name__)
 class ApiServer:
     """Serves ``app`` on ``sock`` until it is stopped."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a server is made of, all but two by name
         self,
         app: ASGIApp,
         sock: socket.socket,
@@ -81,11 +85,13 @@ class ApiServer:
         name: str = "socket",
         limits: ConnectionLimits | None = None,
         express: Express | None = None,
+        allowed: AllowList | None = None,
     ) -> None:
         """``sock`` listens already, and is closed by `stop`; ``name`` is what admins know it by.
 
         If it is no `BoundSocket`, somebody else has it open as well, and will have it served again after a stop.
-        ``express`` takes what may go the short way; without it all goes through ``app``.
+        ``express`` takes what may go the short way; without it all goes through ``app``. ``allowed`` narrows who may
+        come in.
         """
         self._config = uvicorn.Config(
             app,
@@ -103,7 +109,7 @@ class ApiServer:
         )
         self._sock = sock
         self._name = name
-        self._state = _State(name, limits or ConnectionLimits(), express)
+        self._state = _State(name, limits or ConnectionLimits(), express, allowed or AllowList())
         self._acceptor: Acceptor | None = None
 
     async def start(self) -> None:
@@ -127,6 +133,18 @@ class ApiServer:
         return self._state.room.refused
 
     @property
+    def forbidden(self) -> int:
+        """How many connections were answered 403 since the start because a list did not name their user."""
+        return self._state.forbidden
+
+    def calls(self) -> dict[str, int]:
+        """Requests answered since the start, by the uid of who sent them."""
+        for connection in self._state.connections:
+            if isinstance(connection, _Protocol):
+                connection.count_calls()
+        return self._state.calls()
+
+    @property
     def alarm(self) -> str | None:
         """A sentence for admins while connections are refused, or were within the last minute."""
         room = self._state.room
@@ -140,6 +158,14 @@ class ApiServer:
     def allow(self, limits: ConnectionLimits) -> None:
         """Go by other limits from now on; what is open beyond them stays."""
         self._state.room.limits = limits
+
+    def admit(self, allowed: AllowList) -> None:
+        """Let only these in from now on; connections of others end once what they have asked is answered."""
+        self._state.allowed = allowed
+        for connection in list(self._state.connections):
+            if isinstance(connection, _Protocol) and not allowed.admits(connection.peer):
+                connection.shutdown()
+                connection.end_idle()
 
     async def stop(self, grace_ms: int) -> None:
         """Take no new connections, answer what is in work or on the way for at most ``grace_ms``, then close.
@@ -200,15 +226,22 @@ class ApiServer:
 class _State(ServerState):
     """uvicorn's registry of connections and tasks, which also says when one is gone, and ends what takes too long."""
 
-    def __init__(self, name: str, limits: ConnectionLimits, express: Express | None) -> None:
+    def __init__(
+        self, name: str, limits: ConnectionLimits, express: Express | None, allowed: AllowList
+    ) -> None:
         super().__init__()
         self.express = express
+        self.allowed = allowed
+        self.calls = CallCounts()
+        self.forbidden = 0
+        self.kept_out: set[_Protocol] = set()
+        """Those who were told that they may not come in, and may not have read it yet."""
         self.known_heads: dict[bytes, _KnownHead] = {}
         self.changed = asyncio.Event()
         self.room: ConnectionRoom[_Protocol] = ConnectionRoom(limits)
         self._name = name
         self._timer: asyncio.TimerHandle | None = None
-        self._logged_at_s: float | None = None
+        self._sparing = Sparing()
         self.stopping = False
 
     def watch_tasks(self) -> None:
@@ -223,12 +256,32 @@ class _State(ServerState):
         admitted, leaving = self.room.admit(connection, now_s)
         if leaving is not None:
             leaving.give_up(Phase.IDLE)
-        if not admitted and (self._logged_at_s is None or now_s >= self._logged_at_s + _LOG_EVERY_S):
-            self._logged_at_s = now_s
+        if not admitted and self._sparing.lets("full", now_s) is not None:
             _logger.warning(
-                "the %s is full with %d connections: more are answered 503", self._name, self.room.open
+                "the %s is full with %d connections, the last from %s: more are answered 503; look which programs hold"
+                " so many open",
+                self._name,
+                self.room.open,
+                connection.peer,
+                extra=about(Event.SOCKET_FULL, socket=self._name, peer_uid=connection.peer.uid),
             )
         return admitted
+
+    def keep_out(self, peer: Peer, now_s: float) -> str:
+        """Count and log that a peer is kept out; returns what to tell it."""
+        self.forbidden += 1
+        if self._sparing.lets(peer.uid, now_s) is not None:
+            _logger.warning(
+                "the %s keeps out %s: %s does not name this user; add it and reload if that is a mistake",
+                self._name,
+                peer,
+                self.allowed.key,
+                extra=about(Event.PEER_REFUSED, socket=self._name, peer_uid=peer.uid, peer_pid=peer.pid),
+            )
+        return (
+            f"this socket is not for the user with uid {peer.uid}: {self.allowed.key} in the daemon's configuration"
+            " does not name it"
+        )
 
     def look_in_time(self, loop: asyncio.AbstractEventLoop, phase: Phase, now_s: float) -> None:
         """See to it that `_look` runs when the next connection is overdue; one has just entered ``phase``."""
@@ -334,6 +387,9 @@ class _Protocol(HttpToolsProtocol):
         self._keep_alive = False
         # Bytes that may still come and are dropped, once the last answer is given; None before that.
         self._dropping: int | None = None
+        self.peer = NOBODY
+        self._calls = 0
+        """Answered requests that are not in the server's count yet."""
 
     @property
     def unsent_bytes(self) -> int:
@@ -349,7 +405,11 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.max_size = _MAX_READ_BYTES  # type: ignore[attr-defined]  # of every transport of a selector loop
         self.flow = _Flow(transport)
-        if self.server_state.admit(self, self.loop.time()):
+        self.peer = peer_of(transport.get_extra_info("socket"))
+        self.app_state["peer"] = self.peer
+        if not self.server_state.allowed.admits(self.peer):
+            self._keep_out()
+        elif self.server_state.admit(self, self.loop.time()):
             self._observe()
         else:
             self._end_with(
@@ -360,6 +420,8 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.server_state.room.leave(self, self._phase)
+        self.server_state.kept_out.discard(self)
+        self.count_calls()
         self._phase = None
         super().connection_lost(exc)
         self.server_state.changed.set()
@@ -425,6 +487,11 @@ class _Protocol(HttpToolsProtocol):
     # What the cycle and the server tell
 
     def on_response_complete(self) -> None:
+        self._calls += 1
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """An answer is given: turn to what came after its request."""
         super().on_response_complete()
         self._unset_keepalive_if_required()  # idle connections are the room's
         if self._unread and not self.pipeline and not self.transport.is_closing():
@@ -433,6 +500,11 @@ class _Protocol(HttpToolsProtocol):
             self._parse(unread)
             self.flow.resume_reading()
         self._observe()
+
+    def count_calls(self) -> None:
+        """Add what was answered here to the server's count."""
+        self.server_state.calls.add(self.peer, self._calls)
+        self._calls = 0
 
     def shutdown(self) -> None:
         """Close after the next answer, and tell the client with it."""
@@ -579,6 +651,7 @@ class _Protocol(HttpToolsProtocol):
             return
         cycle.response_complete = True
         self.server_state.total_requests += 1
+        self._calls += 1
         if self.transport.is_closing():
             return
         if cycle.keep_alive:
@@ -587,7 +660,7 @@ class _Protocol(HttpToolsProtocol):
             self.transport.write(content.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
             self.transport.close()
         if self.pipeline or self._unread:
-            self.on_response_complete()
+            self._go_on()
         else:
             self._observe()
 
@@ -597,7 +670,11 @@ class _Protocol(HttpToolsProtocol):
         except asyncio.CancelledError:
             answer = problem_response(stopping())
         except Exception:  # the last line of defence, as in `app`
-            _logger.exception("an answer could not be made")
+            _logger.exception(
+                "a request of %s failed in a way that nobody foresaw, and was answered 500; please report it",
+                self.peer,
+                extra=about(Event.DEFECT, peer_uid=self.peer.uid),
+            )
             answer = problem_response(
                 Refusal(ProblemCode.INTERNAL, "an error that nobody foresaw; the daemon's log has it")
             )
@@ -641,6 +718,19 @@ class _Protocol(HttpToolsProtocol):
         self.transport.writelines(_head(code.status, len(body), headers))
         self.transport.write(body)
         self.transport.close()
+        self._observe()
+
+    def _keep_out(self) -> None:
+        """Say that this user may not come in; a few at a time are listened to until they have read that."""
+        body = problem_body(ProblemCode.FORBIDDEN, self.server_state.keep_out(self.peer, self.loop.time()))
+        self.transport.writelines(_head(ProblemCode.FORBIDDEN.status, len(body), ""))
+        self.transport.write(body)
+        if len(self.server_state.kept_out) < _MAX_LAST_WORDS:
+            self.server_state.kept_out.add(self)
+            self._dropping = _MAX_LAST_WORDS_BYTES
+            self.transport.write_eof()
+        else:
+            self.transport.close()
         self._observe()
 
     def _current(self) -> RequestResponseCycle | _ExpressCycle | None:

@@ -1,26 +1,33 @@
 """What an admin changes: receipts, messages, accounts, and expiry after a clock alarm.
 
-A selection is either named ids or a filter, and never everything by accident: an empty filter is refused.
+A selection is either named ids or a filter, and never everything by accident: an empty filter is refused. Whatever
+changes something is written down, with who did it (`audit`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, TypeVar
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from dlr_buffer.errors import InvalidItem
+from dlr_buffer.errors import DlrBufferError, InvalidItem, NotFound
+from dlr_buffer.local_api import audit
+from dlr_buffer.local_api.audit import Deed, admin_in
 from dlr_buffer.local_api.bodies import ItemDecoder, read_body, too_many
 from dlr_buffer.local_api.listing import message_filter, receipt_filter
 from dlr_buffer.local_api.lookups import request_id
+from dlr_buffer.local_api.problems import ProblemCode, code_of, problem_response, stopping
 from dlr_buffer.local_api.resources import ActionResource, account_resource, encode, expiry_resource
 from dlr_buffer.local_api.services import Endpoint, Services, path_text
 from dlr_buffer.local_api.submissions import JSON
 from dlr_buffer.messages import MessageState, check_message_id
+from dlr_buffer.receipt_queue.queue import CHUNK, ActionInterrupted
 from dlr_buffer.receipts import ReceiptAction, ReceiptStatus
 from dlr_buffer.selection import (
     ActionCount,
@@ -31,6 +38,7 @@ from dlr_buffer.selection import (
 )
 
 _Order = TypeVar("_Order", "ReceiptOrder", "MessageOrder")
+_View = TypeVar("_View")
 
 _ALL = Meta(description="everything; stands alone, and may only be true")
 _AGE = Meta(description="an age such as 90s or 72h (ms, s, m, h, d), or an RFC 3339 time", examples=["72h"])
@@ -93,8 +101,10 @@ def steer_receipts(action: ReceiptAction) -> Endpoint:
 
     async def endpoint(services: Services, scope: Scope, receive: Receive) -> Response:
         order = await _read(_receipt_orders, services, scope, receive)
-        count = await services.queue.steer_receipts(action, _receipts(services, order), dry_run=order.dry_run)
-        return _counted(count, dry_run=order.dry_run)
+        selected = _receipts(services, order)
+        deed = _deed(f"{action} receipts", selected, order.filter, deletes=action is ReceiptAction.DELETE)
+        steer = partial(services.queue.steer_receipts, action, selected, dry_run=order.dry_run)
+        return await _steer(scope, deed, steer, dry_run=order.dry_run)
 
     return endpoint
 
@@ -104,27 +114,94 @@ def steer_messages(action: MessageAction) -> Endpoint:
 
     async def endpoint(services: Services, scope: Scope, receive: Receive) -> Response:
         order = await _read(_message_orders, services, scope, receive)
-        count = await services.queue.steer_messages(action, _messages(services, order), dry_run=order.dry_run)
-        return _counted(count, dry_run=order.dry_run)
+        selected = _messages(services, order)
+        deed = _deed(f"{action} messages", selected, order.filter, deletes=action is MessageAction.DELETE)
+        steer = partial(services.queue.steer_messages, action, selected, dry_run=order.dry_run)
+        return await _steer(scope, deed, steer, dry_run=order.dry_run)
 
     return endpoint
 
 
 async def pause(services: Services, scope: Scope, _receive: Receive) -> Response:
     """Pause an account."""
-    view = await services.accounts.pause(path_text(scope, "name"))
+    name = path_text(scope, "name")
+    view = await _done(scope, Deed("pause account", (name,), name), services.accounts.pause(name))
     return Response(encode(account_resource(view)), media_type=JSON)
 
 
 async def resume(services: Services, scope: Scope, _receive: Receive) -> Response:
     """Resume an account."""
-    view = await services.accounts.resume(path_text(scope, "name"))
+    name = path_text(scope, "name")
+    view = await _done(scope, Deed("resume account", (name,), name), services.accounts.resume(name))
     return Response(encode(account_resource(view)), media_type=JSON)
 
 
-async def resume_expiry(services: Services, _scope: Scope, _receive: Receive) -> Response:
+async def resume_expiry(services: Services, scope: Scope, _receive: Receive) -> Response:
     """Let expiry go on after a clock alarm."""
-    return Response(encode(expiry_resource(await services.expiry.resume())), media_type=JSON)
+    view = await _done(scope, Deed("resume expiry"), services.expiry.resume())
+    return Response(encode(expiry_resource(view)), media_type=JSON)
+
+
+async def _done(scope: Scope, deed: Deed, work: Awaitable[_View]) -> _View:
+    """Have something done that has no count, and write down who did it."""
+    admin = await admin_in(scope)
+    try:
+        view = await work
+    except NotFound:
+        raise
+    except BaseException as error:
+        audit.failed(admin, deed, error)
+        raise
+    audit.done(admin, deed)
+    return view
+
+
+class _Steer(Protocol):
+    def __call__(self, *, by: str) -> Awaitable[ActionCount]: ...
+
+
+async def _steer(scope: Scope, deed: Deed, steer: _Steer, *, dry_run: bool) -> Response:
+    """Have an action done, and write down who did it; a dry run only counts."""
+    admin = await admin_in(scope)
+    if not dry_run:
+        audit.begins(admin, deed)
+    try:
+        count = await steer(by=str(admin))
+    except ActionInterrupted as broken:
+        if not dry_run:
+            audit.failed(admin, deed, broken.cause, broken.done)
+        return _broken_off(broken, dry_run=dry_run)
+    if not dry_run:
+        audit.done(admin, deed, count)
+    return _counted(count, dry_run=dry_run)
+
+
+def _broken_off(broken: ActionInterrupted, *, dry_run: bool) -> Response:
+    """Answer an action that broke off: with what was changed before that, if anything was."""
+    cause = stopping() if isinstance(broken.cause, asyncio.CancelledError) else broken.cause
+    if not isinstance(cause, DlrBufferError) or code_of(cause) is ProblemCode.INTERNAL:
+        raise cause
+    facts = None if dry_run or not broken.done.changed else msgspec.structs.asdict(broken.done)
+    return problem_response(cause, facts=facts)
+
+
+def _deed(
+    action: str,
+    selected: Sequence[int] | Sequence[MessageName] | ReceiptFilter | MessageFilter,
+    narrowing: ReceiptNarrowing | MessageNarrowing | UnsetType,
+    *,
+    deletes: bool,
+) -> Deed:
+    """Word what is about to be done. Of what is deleted no history is left, so every id that was named is told."""
+    if isinstance(selected, ReceiptFilter | MessageFilter):
+        written = {} if narrowing is UNSET else _written(narrowing)
+        words = " ".join(f"{name}={value}" for name, value in written.items()) or "all"
+        return Deed(action, (f"filter {words}",), selected.account, announced=deletes)
+    ids = [each.message_id if isinstance(each, MessageName) else str(each) for each in selected]
+    account = next((each.account for each in selected if isinstance(each, MessageName)), None)
+    return Deed(
+        action, audit.named("id", ids, every=deletes), account, announced=deletes and len(ids) > CHUNK
+    )
 
 
 async def _read(decoder: ItemDecoder[_Order], services: Services, scope: Scope, receive: Receive) -> _Order:

@@ -8,8 +8,8 @@ the rest is the Store's. HTTP, JSON and who may ask live in `dlr_buffer.local_ap
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -57,6 +57,8 @@ class QueueSettings:
     accounts: frozenset[str]
     default_validity_ms: int
     register_unknown: bool
+    max_waiting: Mapping[str, int] = field(default_factory=dict)
+    """By account, most messages without a final state; an account that is left out has no limit."""
 
 
 @dataclass(slots=True)
@@ -69,6 +71,14 @@ class Interrupted(Exception):
 
     done: Sequence[Registered | Reported | DlrBufferError]
     cause: DlrBufferError | asyncio.CancelledError
+
+
+@dataclass(slots=True)
+class ActionInterrupted(Exception):
+    """An admin's action broke off in the middle: ``done`` is committed, ``cause`` is why it broke off."""
+
+    done: ActionCount
+    cause: BaseException
 
 
 class ReceiptQueue:
@@ -107,6 +117,7 @@ class ReceiptQueue:
             return self._store.register(
                 chunk,
                 default_validity_ms=self.settings.default_validity_ms,
+                max_waiting=self.settings.max_waiting,
                 now_ms=self._clock.now_ms(),
             )
 
@@ -120,6 +131,7 @@ class ReceiptQueue:
         return self._store.register(
             [self._checked_registration(item)],
             default_validity_ms=self.settings.default_validity_ms,
+            max_waiting=self.settings.max_waiting,
             now_ms=self._clock.now_ms(),
         )
 
@@ -161,13 +173,17 @@ class ReceiptQueue:
         action: ReceiptAction,
         selected: Sequence[int] | ReceiptFilter,
         *,
+        by: str,
         dry_run: bool,
     ) -> ActionCount:
-        """Apply ``action`` to the receipts named or filtered, in chunks; ``dry_run`` only counts."""
+        """Apply ``action`` to the receipts named or filtered, in chunks; ``dry_run`` only counts.
+
+        ``by`` is who asks for it, for the history. Raises ActionInterrupted if it breaks off.
+        """
 
         async def apply(request_ids: Sequence[int]) -> ActionCount:
             return await self._store.steer_receipts(
-                action, request_ids, now_ms=self._clock.now_ms(), dry_run=dry_run
+                action, request_ids, by=by, now_ms=self._clock.now_ms(), dry_run=dry_run
             )
 
         if not isinstance(selected, ReceiptFilter):
@@ -183,13 +199,14 @@ class ReceiptQueue:
         action: MessageAction,
         selected: Sequence[MessageName] | MessageFilter,
         *,
+        by: str,
         dry_run: bool,
     ) -> ActionCount:
-        """Apply ``action`` to the messages named or filtered, in chunks; ``dry_run`` only counts."""
+        """Apply ``action`` to the messages named or filtered, in chunks; as `steer_receipts`."""
 
         async def apply(names: Sequence[MessageName]) -> ActionCount:
             return await self._store.steer_messages(
-                action, names, now_ms=self._clock.now_ms(), dry_run=dry_run
+                action, names, by=by, now_ms=self._clock.now_ms(), dry_run=dry_run
             )
 
         if not isinstance(selected, MessageFilter):
@@ -214,6 +231,7 @@ class ReceiptQueue:
             items,
             default_validity_ms=settings.default_validity_ms,
             register_in=settings.accounts if settings.register_unknown else frozenset(),
+            max_waiting=settings.max_waiting,
             now_ms=self._clock.now_ms(),
         )
 
@@ -271,8 +289,11 @@ async def _steer_named(
     names: Sequence[_Name], apply: Callable[[Sequence[_Name]], Awaitable[ActionCount]]
 ) -> ActionCount:
     total = ActionCount()
-    for start in range(0, len(names), CHUNK):
-        total += await apply(names[start : start + CHUNK])
+    try:
+        for start in range(0, len(names), CHUNK):
+            total += await apply(names[start : start + CHUNK])
+    except BaseException as cause:
+        raise ActionInterrupted(total, cause) from cause
     return total
 
 
@@ -282,8 +303,11 @@ async def _steer_filtered(
 ) -> ActionCount:
     total = ActionCount()
     after: int | None = 0
-    while after is not None:
-        names, after = await select(after)
-        if names:
-            total += await apply(names)
+    try:
+        while after is not None:
+            names, after = await select(after)
+            if names:
+                total += await apply(names)
+    except BaseException as cause:
+        raise ActionInterrupted(total, cause) from cause
     return total

@@ -6,7 +6,7 @@ cases. Claiming and settling, which only the flusher needs, are declared beside 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Protocol
 
 from dlr_buffer.errors import DlrBufferError
@@ -39,11 +39,17 @@ class Store(Protocol):
     """
 
     def register(
-        self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
+        self,
+        items: Sequence[Registration],
+        *,
+        default_validity_ms: int,
+        max_waiting: Mapping[str, int],
+        now_ms: int,
     ) -> Awaitable[list[Registered | DlrBufferError]]:
         """Register in order, each item as if alone; the account of every item is filled in and known.
 
-        It is under way when this returns, awaited or not; may raise at once.
+        A new message is Overloaded where ``max_waiting`` (by account) wait already. It is under way when this returns,
+        awaited or not; may raise at once.
         """
         ...
 
@@ -53,11 +59,13 @@ class Store(Protocol):
         *,
         default_validity_ms: int,
         register_in: frozenset[str],
+        max_waiting: Mapping[str, int],
         now_ms: int,
     ) -> Awaitable[list[Reported | DlrBufferError]]:
         """Report states in order; an unknown message is registered if its account is in ``register_in``.
 
-        Else NotFound. It is under way when this returns, awaited or not; may raise at once.
+        Else NotFound. ``max_waiting`` as in `register`. It is under way when this returns, awaited or not; may raise at
+        once.
         """
         ...
 
@@ -94,10 +102,14 @@ class Store(Protocol):
         action: ReceiptAction,
         request_ids: Sequence[int],
         *,
+        by: str,
         now_ms: int,
         dry_run: bool,
     ) -> ActionCount:
-        """Apply an admin's action to these receipts in one transaction; unknown ids count as skipped."""
+        """Apply an admin's action to these receipts in one transaction; unknown ids count as skipped.
+
+        Each receipt's history tells ``by`` whom.
+        """
         ...
 
     async def steer_messages(
@@ -105,10 +117,14 @@ class Store(Protocol):
         action: MessageAction,
         names: Sequence[MessageName],
         *,
+        by: str,
         now_ms: int,
         dry_run: bool,
     ) -> ActionCount:
-        """Expire or delete these messages in one transaction; unknown ones count as skipped."""
+        """Expire or delete these messages in one transaction; unknown ones count as skipped.
+
+        The history of each receipt that tells of an expiry tells ``by`` whom.
+        """
         ...
 
     async def set_paused(self, account: str, *, paused: bool) -> None:

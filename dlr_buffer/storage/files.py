@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from dlr_buffer.errors import StoreUnavailable
+from dlr_buffer.logs import Event, about
 
 _HEADER_BYTES: Final = 100
 _LOG_HEADER_BYTES: Final = 32
@@ -192,7 +193,11 @@ class QueueFiles:
                 " restore a queue",
                 database=True,
             )
-        _log.warning("another program wrote to %s; nothing is known to be lost, but stop it", self._path)
+        _log.warning(
+            "another program wrote to %s; nothing is known to be lost, but stop it",
+            self._path,
+            extra=about(Event.QUEUE_TOUCHED, path=str(self._path)),
+        )
         self._stamp, self._header = (found.st_size, found.st_mtime_ns), header
 
     def _came_from_the_log(self, header: bytes) -> bool:

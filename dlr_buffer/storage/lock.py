@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dlr_buffer.clock import SystemBootClock
 from dlr_buffer.errors import StoreUnavailable
+from dlr_buffer.logs import about
 
 _CLOSED = "closed"
 _MOST_BYTES = 512
@@ -116,7 +117,13 @@ class QueueLock:
                 sync_folder(self.path)
         except OSError as error:
             # The lock itself holds; what is noted here only makes refusals and warnings better.
-            _log.warning("cannot note in %s how the queue is used: %s", self.path, error.strerror)
+            _log.warning(
+                "cannot note in %s how the queue is used: %s. The queue is held all the same; if it is restored from a"
+                " backup one day, set [database] first_request_id",
+                self.path,
+                error.strerror,
+                extra=about(path=str(self.path)),
+            )
 
 
 def lock_path(database: Path) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from dlr_buffer.errors import Overloaded, StorageFull, StoreUnavailable
+from dlr_buffer.logs import Event, about
 from dlr_buffer.storage.connection import BUSY_TIMEOUT_MS, translate, witness
 from dlr_buffer.storage.lock import LastRun, sync_folder
 
@@ -48,7 +49,13 @@ def bring_in_log(path: Path, last: LastRun) -> None:
                 outcome = f"is safe but stays for now: {obstacle}"
     if size or last.process is not None:
         run = "the last run" if last.process is None else f"the last run (process {last.process})"
-        _log.warning("%s did not close the queue; its log of %d bytes %s", run, size, outcome)
+        _log.warning(
+            "%s did not close the queue; its log of %d bytes %s",
+            run,
+            size,
+            outcome,
+            extra=about(Event.LAST_RUN_BROKE_OFF, path=str(path)),
+        )
 
 
 def make_names_durable(path: Path) -> None:

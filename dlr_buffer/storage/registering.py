@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 from sqlalchemy import Connection, bindparam, insert, update
 
-from dlr_buffer.errors import Conflict, DlrBufferError
+from dlr_buffer.errors import Conflict, DlrBufferError, Overloaded
 from dlr_buffer.messages import Message, Verdict, judge_registration
 from dlr_buffer.receipts import Registered
 from dlr_buffer.storage import schema
@@ -33,6 +34,10 @@ _ADOPT = Prepared(
 )
 
 
+WAITING_RETRY_AFTER_S: Final = 10
+"""What an account that is full asks for: places come free as states are reported, not within a second."""
+
+
 class RegisterItem(msgspec.Struct, frozen=True, gc=False):
     """One registration with everything resolved; times and periods in milliseconds."""
 
@@ -42,6 +47,8 @@ class RegisterItem(msgspec.Struct, frozen=True, gc=False):
     validity_ms: int | None
     default_validity_ms: int
     now: int
+    max_waiting: int = 0
+    """Most messages of the account without a final state; 0 is no limit."""
 
 
 def public_message(account: str, row: MessageRow) -> Message:
@@ -78,15 +85,50 @@ def known_by_account(
     }
 
 
+class WaitingLimits:
+    """Holds accounts to their ``max_waiting`` within one transaction, counting what it does as it goes.
+
+    Exact: all registrations come through the one writer, and each sees those before it. It is only asked for accounts
+    that have a limit, so it costs the others nothing.
+    """
+
+    def __init__(self, tx: Transaction) -> None:
+        """Count nothing yet."""
+        self._tx = tx
+        self._more: Counter[int] = Counter()
+        """Messages that wait, beyond what the transaction has counted already."""
+
+    def take(self, account: str, account_id: int, limit: int) -> Overloaded | None:
+        """Let one more message of an account wait; the error if there is no room for it."""
+        waiting = self._tx.waiting(account_id) + self._more[account_id]
+        if waiting >= limit:
+            self._tx.events["refused_waiting"] += 1
+            return Overloaded(
+                f"{waiting} messages of the account {account!r} wait for their final state, and its max_waiting is"
+                f" {limit}: no more are registered for it before states of others are reported",
+                WAITING_RETRY_AFTER_S,
+            )
+        self._more[account_id] += 1
+        return None
+
+    def leave(self, account_id: int) -> None:
+        """Note that one message of an account waits no more."""
+        self._more[account_id] -= 1
+
+
 def register(tx: Transaction, items: Sequence[RegisterItem]) -> list[Registered | DlrBufferError]:
     """Register in order; the outcome of each item depends only on the queue and on the items before it."""
     known = known_by_account(tx.connection, [(item.account_id, item.message_id) for item in items])
     new: list[MessageRow] = []
     adopted: dict[int, MessageRow] = {}
     outcomes: list[Registered | DlrBufferError] = []
+    limits = WaitingLimits(tx)
     for item in items:
         row = known.get((item.account_id, item.message_id))
         if row is None:
+            if item.max_waiting and (full := limits.take(item.account, item.account_id, item.max_waiting)):
+                outcomes.append(full)
+                continue
             validity = item.validity_ms if item.validity_ms is not None else item.default_validity_ms
             row = MessageRow(
                 id=tx.take_message(),

@@ -15,6 +15,7 @@ from dlr_buffer.receipts import Receipt, ReceiptStatus, Reported
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.prepared import Prepared
 from dlr_buffer.storage.registering import (
+    WaitingLimits,
     insert_messages,
     known_by_account,
     public_message,
@@ -62,6 +63,8 @@ class ReportItem(msgspec.Struct, frozen=True, gc=False):
     """Why nothing may be registered now, though it otherwise might."""
     default_validity_ms: int
     now: int
+    max_waiting: int = 0
+    """As a registration's."""
 
 
 def new_receipt(row: MessageRow, request_id: int, state: int, now: int) -> Row:
@@ -87,16 +90,28 @@ class _Gathered:
 
     tx: Transaction
     known: dict[tuple[int, str], MessageRow]
+    limits: WaitingLimits
     registered: dict[int, MessageRow] = field(default_factory=dict)
     changed: dict[int, MessageRow] = field(default_factory=dict)
     before: dict[int, int] = field(default_factory=dict)
     receipts: dict[int, Row] = field(default_factory=dict)
     newer_of: dict[int, int] = field(default_factory=dict)
 
-    def message(self, item: ReportItem) -> MessageRow | None:
-        """The message that is reported on; an unknown one is registered if it may be."""
+    def message(self, item: ReportItem) -> MessageRow | DlrBufferError:
+        """The message that is reported on; an unknown one is registered if it may be, else this is the reason."""
         row = self.known.get((item.account_id, item.message_id))
-        if row is None and item.may_register and item.no_room is None:
+        if row is None:
+            if not item.may_register:
+                return NotFound(
+                    f"message {item.message_id!r} was never registered for account {item.account!r};"
+                    " register it first"
+                )
+            if item.no_room is not None:
+                return item.no_room
+            if item.max_waiting and (
+                full := self.limits.take(item.account, item.account_id, item.max_waiting)
+            ):
+                return full
             row = MessageRow(
                 id=self.tx.take_message(),
                 account_id=item.account_id,
@@ -126,6 +141,8 @@ class _Gathered:
         if row.id not in self.registered:
             self.before.setdefault(row.id, row.state)
             self.changed[row.id] = row
+        if item.max_waiting and code >= schema.FIRST_FINAL:
+            self.limits.leave(item.account_id)
         row.state, row.changed_at, row.receipt_id = code, item.now, request_id
         return Receipt(
             request_id, item.account, item.message_id, item.state, ReceiptStatus.PENDING, 0, 0, item.now
@@ -145,21 +162,15 @@ class _Gathered:
 def report(tx: Transaction, items: Sequence[ReportItem]) -> list[Reported | DlrBufferError]:
     """Report in order; the outcome of each item depends only on the queue and on the items before it."""
     gathered = _Gathered(
-        tx, known_by_account(tx.connection, [(item.account_id, item.message_id) for item in items])
+        tx,
+        known_by_account(tx.connection, [(item.account_id, item.message_id) for item in items]),
+        WaitingLimits(tx),
     )
     outcomes: list[Reported | DlrBufferError] = []
     for item in items:
         row = gathered.message(item)
-        if row is None and item.may_register and item.no_room is not None:
-            outcomes.append(item.no_room)
-            continue
-        if row is None:
-            outcomes.append(
-                NotFound(
-                    f"message {item.message_id!r} was never registered for account {item.account!r};"
-                    " register it first"
-                )
-            )
+        if isinstance(row, DlrBufferError):
+            outcomes.append(row)
             continue
         current = schema.STATES.get(row.state)
         match judge_report(current, item.state):

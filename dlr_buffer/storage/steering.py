@@ -119,19 +119,19 @@ def choose_receipts(
 
 
 def steer_receipts(
-    tx: Transaction, action: ReceiptAction, request_ids: Sequence[int], *, now: int
+    tx: Transaction, action: ReceiptAction, request_ids: Sequence[int], *, by: str, now: int
 ) -> Counted:
-    """Apply an action to the receipts that it takes."""
+    """Apply an action to the receipts that it takes; their history says ``by`` whom."""
     taken, counted = choose_receipts(tx.connection, tx.claims, action, request_ids)
     if not taken:
         return counted
     match action:
         case ReceiptAction.RETRY:
-            _move(tx, taken, _RETRY, schema.PENDING, now, "retried")
+            _move(tx, taken, _RETRY, schema.PENDING, now, ("retried", by))
         case ReceiptAction.HOLD:
-            _move(tx, taken, _CHANGE, schema.HELD, now, "held")
+            _move(tx, taken, _CHANGE, schema.HELD, now, ("held", by))
         case ReceiptAction.RELEASE:
-            _move(tx, taken, _RESTART, schema.PENDING, now, "released")
+            _move(tx, taken, _RESTART, schema.PENDING, now, ("released", by))
         case ReceiptAction.DELETE:
             _delete_receipts(tx, taken, now)
         case _:
@@ -151,9 +151,13 @@ def _move(  # noqa: PLR0913 - one private step of three actions
     statement: Any,  # noqa: ANN401 - an UPDATE of SQLAlchemy's
     target: int,
     now: int,
-    event: str,
+    happened: tuple[str, str],
 ) -> None:
-    """Bring these into status ``target``; one that is overtaken becomes superseded instead."""
+    """Bring these into status ``target``; one that is overtaken becomes superseded instead.
+
+    ``happened`` is what their history says of it: the event, and by whom.
+    """
+    event, by = happened
     # Pending still: it was on the wire when it was overtaken, and the daemon was killed before it came back.
     left_behind = {row.request_id for row in rows if _overtaken(row) and row.status != schema.DEAD}
     tx.mark_superseded(
@@ -162,7 +166,7 @@ def _move(  # noqa: PLR0913 - one private step of three actions
     changes: list[Row] = []
     for row in rows:
         was = schema.STATUSES[row.status].value
-        tx.note(row.request_id, now, event, f"by an admin; it was {was}")
+        tx.note(row.request_id, now, event, f"by {by}; it was {was}")
         if row.request_id in left_behind:
             continue
         status = schema.SUPERSEDED if _overtaken(row) else target
@@ -253,12 +257,12 @@ def choose_messages(
 
 
 def steer_messages(
-    tx: Transaction, names: Sequence[tuple[int, str]], *, delete_them: bool, now: int
+    tx: Transaction, names: Sequence[tuple[int, str]], *, delete_them: bool, by: str, now: int
 ) -> Counted:
-    """Expire or delete the messages that can be."""
+    """Expire or delete the messages that can be; the history of an expiry says ``by`` whom."""
     taken, counted = choose_messages(tx.connection, tx.claims, names, delete_them=delete_them)
     if not delete_them:
-        expire_rows(tx, taken, now)
+        expire_rows(tx, taken, now, by=by)
         return counted
     for row in taken:
         links = chain(tx, row.receipt_id)

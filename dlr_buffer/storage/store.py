@@ -22,6 +22,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from dlr_buffer.errors import DlrBufferError, NotFound, StorageFull, StoreUnavailable
+from dlr_buffer.logs import Event, about
 from dlr_buffer.messages import Message, Registration, Report, check_validity_period
 from dlr_buffer.receipts import (
     Acknowledged,
@@ -73,6 +74,9 @@ from dlr_buffer.storage.whole import require_whole
 from dlr_buffer.storage.writer import Committed, Lane, Writer, free_bytes
 
 READERS: Final = 2
+NO_LIMITS: Final[Mapping[str, int]] = {}
+SOMEBODY: Final = "an admin"
+"""Who acts, where the caller does not say."""
 INTERRUPT_EVERY_S: Final = 0.05
 RESTORED_GAP: Final = 1_000_000_000
 """At least so many request ids are left out when a queue turns out to be older than the last run's."""
@@ -319,7 +323,12 @@ class SqliteStore:
     # The receipt queue's Store
 
     def register(
-        self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
+        self,
+        items: Sequence[Registration],
+        *,
+        default_validity_ms: int,
+        max_waiting: Mapping[str, int] = NO_LIMITS,
+        now_ms: int,
     ) -> asyncio.Future[list[Registered | DlrBufferError]]:
         """Register in order, each item as if alone; refused with StorageFull below ``min_free``."""
         if (no_room := self._stopped_this_turn()) is not None:
@@ -333,6 +342,7 @@ class SqliteStore:
                 check_validity_period(item.validity_period),
                 default_validity_ms,
                 now_ms,
+                max_waiting.get(account, 0),
             )
             for item in items
         ]
@@ -344,6 +354,7 @@ class SqliteStore:
         *,
         default_validity_ms: int,
         register_in: frozenset[str],
+        max_waiting: Mapping[str, int] = NO_LIMITS,
         now_ms: int,
     ) -> asyncio.Future[list[Reported | DlrBufferError]]:
         """Report states in order, each item as if alone.
@@ -361,6 +372,7 @@ class SqliteStore:
                 no_room,
                 default_validity_ms,
                 now_ms,
+                max_waiting.get(account, 0),
             )
             for item in items
         ]
@@ -431,6 +443,7 @@ class SqliteStore:
         action: ReceiptAction,
         request_ids: Sequence[int],
         *,
+        by: str = SOMEBODY,
         now_ms: int,
         dry_run: bool,
     ) -> ActionCount:
@@ -445,7 +458,7 @@ class SqliteStore:
         counted = await self._writer.submit(
             Lane.ADMIN,
             weight=len(request_ids),
-            run=lambda tx: steering.steer_receipts(tx, action, request_ids, now=now_ms),
+            run=lambda tx: steering.steer_receipts(tx, action, request_ids, by=by, now=now_ms),
         )
         return ActionCount(*counted)
 
@@ -454,6 +467,7 @@ class SqliteStore:
         action: MessageAction,
         names: Sequence[MessageName],
         *,
+        by: str = SOMEBODY,
         now_ms: int,
         dry_run: bool,
     ) -> ActionCount:
@@ -471,7 +485,7 @@ class SqliteStore:
         counted = await self._writer.submit(
             Lane.ADMIN,
             weight=len(names),
-            run=lambda tx: steering.steer_messages(tx, known, delete_them=delete_them, now=now_ms),
+            run=lambda tx: steering.steer_messages(tx, known, delete_them=delete_them, by=by, now=now_ms),
         )
         return ActionCount(*counted) + unknown
 
@@ -887,10 +901,12 @@ class SqliteStore:
         if (no_room is not None) != self._stopped:
             self._stopped = no_room is not None
             if no_room is not None:
-                _log.warning("registration stops: %s", no_room)
+                _log.warning("registration stops: %s", no_room, extra=about(Event.REGISTRATION_STOPPED))
             else:
                 _log.warning(
-                    "registration goes on: there is more free space than min_free beside %s", self.path
+                    "registration goes on: there is more free space than min_free beside %s",
+                    self.path,
+                    extra=about(Event.REGISTRATION_RESUMED),
                 )
         return no_room
 
@@ -1116,6 +1132,7 @@ def _beyond_restore(
         kept,
         last.next_request_id,
         onward,
+        extra=about(Event.QUEUE_RESTORED, path=str(path)),
     )
     return onward
 

@@ -115,8 +115,11 @@ def _overdue(connection: Connection, bounds: dict[str, int]) -> Generator[Any]:
                 yield row
 
 
-def expire_rows(tx: Transaction, rows: Sequence[MessageRow], now: int) -> None:
-    """Give each of these messages the state ``expired`` and the one receipt that tells it."""
+def expire_rows(tx: Transaction, rows: Sequence[MessageRow], now: int, *, by: str | None = None) -> None:
+    """Give each of these messages the state ``expired`` and the one receipt that tells it.
+
+    If that was asked for ``by`` somebody, the receipt's history says so.
+    """
     before = {row.id: row.state for row in rows}
     expired = schema.STATE_CODES[MessageState.EXPIRED]
     newer_of: dict[int, int] = {}
@@ -124,6 +127,8 @@ def expire_rows(tx: Transaction, rows: Sequence[MessageRow], now: int) -> None:
     for row in rows:
         request_id = tx.take_request_id()
         receipts.append(new_receipt(row, request_id, expired, now))
+        if by is not None:
+            tx.note(request_id, now, "expired", f"by {by}, before its validity period had ended")
         if row.receipt_id > 0:
             newer_of[row.receipt_id] = request_id
         row.state, row.changed_at, row.receipt_id = expired, now, request_id

@@ -8,7 +8,7 @@ COMMIT. Which rows are changed is the business of the modules that are given one
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -148,6 +148,8 @@ class Transaction:
     connection: Connection
     claims: Claims
     numbers: QueueNumbers
+    message_counts: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """Messages by account and state, as of the last commit."""
     message_deltas: defaultdict[tuple[int, int], int] = field(default_factory=_tally)
     receipt_deltas: defaultdict[tuple[int, int], int] = field(default_factory=_tally)
     fresh: defaultdict[int, int] = field(default_factory=_tally)
@@ -196,6 +198,13 @@ class Transaction:
         if expires_at <= self.numbers.swept_to:
             self.numbers.swept_to = expires_at - 1
             self.numbers.swept_message = 0
+
+    def waiting(self, account_id: int) -> int:
+        """How many messages of an account have no final state, with all that was counted in this transaction."""
+        return sum(
+            self.message_counts.get((account_id, code), 0) + self.message_deltas[account_id, code]
+            for code in range(schema.WAITING, schema.FIRST_FINAL)
+        )
 
     def move_message(self, account_id: int, old: int | None, new: int | None, rows: int = 1) -> None:
         """Count messages that went from state ``old`` to ``new`` (None: were or are not there)."""

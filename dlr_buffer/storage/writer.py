@@ -36,6 +36,7 @@ from sqlalchemy import Connection, Engine, update
 from sqlalchemy.exc import DBAPIError
 
 from dlr_buffer.errors import DlrBufferError, Overloaded, StorageFull, StoreUnavailable
+from dlr_buffer.logs import Event, about
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.claims import Claims
 from dlr_buffer.storage.connection import BUSY_TIMEOUT_MS, translate, translated, witness
@@ -339,7 +340,10 @@ class Writer:
                 self._checkpoint_at_end(connection)
         except Exception as error:  # noqa: BLE001 - the thread must never end without saying so
             self._give_up(StoreUnavailable(f"the writer failed: {type(error).__name__}", fatal=True))
-            _log.exception("the writer failed")
+            _log.exception(
+                "the writer failed in a way that nobody foresaw, and the daemon ends; please report it",
+                extra=about(Event.DEFECT),
+            )
             self._refuse_all()
         finally:
             self._close(connection)
@@ -443,7 +447,12 @@ class Writer:
             if len(group) > 1:
                 self._commit_each(connection, group)
             else:
-                self._say(f"{error!r}", "a command failed and was rolled back", fault=error)
+                self._say(
+                    f"{error!r}",
+                    "a command failed and was rolled back, and nothing of it is acknowledged; please report it",
+                    fault=error,
+                    event=Event.DEFECT,
+                )
                 refused = StoreUnavailable(
                     f"this request failed and nothing of it was stored: {type(error).__name__}"
                 )
@@ -464,14 +473,21 @@ class Writer:
         # After some errors SQLite reads anew, which looks like another's commit.
         self._others_wrote = None
         if self._failure is None:
-            self._say(self.trouble, f"a commit failed, nothing of it is acknowledged: {error}")
+            self._say(
+                self.trouble,
+                f"a commit failed, nothing of it is acknowledged: {error}",
+                event=Event.COMMIT_FAILED,
+            )
         self._call(self._on_commit, Committed({}, {"commit_failures": 1}))
 
-    def _say(self, key: str, text: str, *, fault: BaseException | None = None) -> None:
+    def _say(
+        self, key: str, text: str, *, fault: BaseException | None = None, event: Event | None = None
+    ) -> None:
         """Log a line, with the traceback of a ``fault``; the same ``key`` again only when `look_after` allows it."""
         if key not in self._said and len(self._said) < _MOST_SAID:
             self._said.add(key)
-            _log.log(logging.WARNING if fault is None else logging.ERROR, "%s", text, exc_info=fault)
+            level = logging.WARNING if fault is None else logging.ERROR
+            _log.log(level, "%s", text, exc_info=fault, extra=about(event))
 
     def _transact(self, connection: Connection, group: list[Command]) -> tuple[list[Any], Transaction]:
         """Run a group as one transaction; if there is no room for it, once more after making some."""
@@ -499,6 +515,7 @@ class Writer:
                 numbers.swept_to,
                 numbers.swept_message,
             ),
+            self.message_counts,
         )
         try:
             # Before, for a commit covers up that a log was cut; and after, for what happened meanwhile.
@@ -523,7 +540,7 @@ class Writer:
         try:
             if self.trouble is not None:
                 self.trouble = None
-                self._say("well", "commits succeed again")
+                self._say("well", "commits succeed again", event=Event.COMMITS_SUCCEED)
             self.numbers = tx.numbers
             self.commits += 1
             self._unchecked = True
@@ -537,7 +554,10 @@ class Writer:
                 effect()
         except Exception as error:
             # Run again, the group would be stored twice; gone on with, memory would be wrong.
-            _log.exception("memory could not follow a commit")
+            _log.exception(
+                "memory could not follow a commit, and the daemon ends; please report it",
+                extra=about(Event.DEFECT),
+            )
             raise StoreUnavailable(f"the daemon lost track of the queue: {error!r}", fatal=True) from error
 
     def _roll_back(self, connection: Connection) -> None:
@@ -566,7 +586,12 @@ class Writer:
                 self._give_up(error)
             self._resolve([(command, None, error)], None)
         except Exception as error:  # noqa: BLE001 - as in `_commit_group`
-            self._say(f"{error!r}", "a command failed", fault=error)
+            self._say(
+                f"{error!r}",
+                "a look into the queue failed in a way that nobody foresaw; please report it",
+                fault=error,
+                event=Event.DEFECT,
+            )
             refused = StoreUnavailable(f"this request failed: {type(error).__name__}")
             self._resolve([(command, None, refused)], None)
         else:
@@ -586,6 +611,7 @@ class Writer:
                 "another program wrote to the queue %s, whose counters may be wrong now: stop it, and let"
                 " 'dlr-buffer check-db' look at the queue",
                 self._path,
+                extra=about(Event.QUEUE_TOUCHED, path=str(self._path)),
             )
         self._others_wrote = wrote
 
@@ -674,18 +700,29 @@ class Writer:
                     # By descriptor, whatever the names lead to: the file that was open is whole then, and a log that
                     # still has its name has nothing in it that SQLite would apply to another database.
                     if self._bring_in(connection, "TRUNCATE"):
-                        _log.critical("what was in the log is in the file that was open when it was replaced")
+                        _log.critical(
+                            "what was in the log is in the file that was open when it was replaced",
+                            extra=about(Event.DATABASE_SAVED),
+                        )
                     if (copy := self.files.rescue()) is not None:
-                        _log.critical("the database that was removed is saved as %s", copy)
+                        _log.critical(
+                            "the database that was removed is saved as %s",
+                            copy,
+                            extra=about(Event.DATABASE_SAVED, path=str(copy)),
+                        )
                 case FileOverwritten(database=True):
+                    aside = self.files.set_log_aside()
                     _log.critical(
                         "the log of the database that was overwritten is kept as %s, apart from what is there now",
-                        self.files.set_log_aside(),
+                        aside,
+                        extra=about(Event.DATABASE_SAVED, path=str(aside)),
                     )
                 case _:
                     pass
         except (OSError, DBAPIError) as error:
-            _log.critical("nothing could be saved of the database: %s", error)
+            _log.critical(
+                "nothing could be saved of the database: %s", error, extra=about(Event.DATABASE_SAVED)
+            )
 
     def _give_up(self, error: DlrBufferError) -> None:
         if self._failure is None and isinstance(error, StoreUnavailable):

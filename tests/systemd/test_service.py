@@ -255,6 +255,42 @@ def test_a_restart_keeps_the_queue(service: Machine) -> None:
     assert (_rows(service, "messages"), _rows(service, "receipts")) == before
 
 
+def test_the_journal_has_fields(service: Machine) -> None:
+    """What an admin does is one entry with priority, kind and facts, sent by the journal's own protocol."""
+    service.ask("dlr-buffer", "pause", "default")
+    service.ask("dlr-buffer", "resume", "default")
+    eventually(lambda: len(_entries(service, "ACTION=resume account")) > 0)
+    entry = _entries(service, "ACTION=pause account")[-1]
+    assert entry["_TRANSPORT"] == "journal"
+    assert entry["_SYSTEMD_UNIT"] == UNIT
+    assert entry["PRIORITY"] == "5"
+    assert entry["MESSAGE_ID"] == "a6dca8a2c97c4fd29ca131a2b3885a7a"
+    assert (entry["ACCOUNT"], entry["PEER_UID"], entry["PEER_USER"]) == ("default", "0", "root")
+    assert entry["PEER_PID"].isdigit()
+    # The unit hides other processes, so this is what the command line says of itself.
+    assert re.fullmatch(r"dlr-buffer/[0-9].*", entry["PEER_PROGRAM"])
+    assert entry["MESSAGE"].startswith("root (uid 0, process ")
+    assert entry["MESSAGE"].endswith(": pause account (default)")
+    assert entry["CODE_FILE"].endswith("/local_api/audit.py")
+
+
+def test_priorities_can_be_asked_for(service: Machine) -> None:
+    """`--priority warning` has what somebody should look at, and nothing of the daemon's ordinary life."""
+    service.ask("sed", "-i.before", 's/^min_free = .*/min_free = "1024GiB"/', f"{ETC}/config.toml")
+    try:
+        service.ask("systemctl", "restart", UNIT)
+        eventually(lambda: len(_entries(service, "MESSAGE_ID=168ffc04ec194203957c1eb094dda136")) > 0)
+    finally:
+        service.ask("mv", f"{ETC}/config.toml.before", f"{ETC}/config.toml")
+        service.ask("systemctl", "restart", UNIT)
+    warned = _entries(service, "--priority=warning", f"_SYSTEMD_UNIT={UNIT}")
+    assert any(entry["MESSAGE"].startswith("registration stops: ") for entry in warned)
+    assert {entry["PRIORITY"] for entry in warned} <= {"2", "3", "4"}
+    assert not any("serves" in entry["MESSAGE"] for entry in warned)
+    lived = _entries(service, "MESSAGE_ID=539995bb889e4c4386e30e4872725d43")
+    assert {entry["PRIORITY"] for entry in lived} == {"6"}
+
+
 def test_a_killed_daemon_is_started_again(service: Machine) -> None:
     """After SIGKILL systemd starts it anew, on the same queue."""
     service.ask("dlr-buffer", "register", "waits-over-a-kill")
@@ -430,6 +466,14 @@ def _rows(machine: Machine, kind: str) -> list[dict[str, Any]]:
     return [
         json.loads(line)
         for line in machine.ask("dlr-buffer", "--json", "list", kind, "--limit", "0").splitlines()
+    ]
+
+
+def _entries(machine: Machine, *matches: str) -> list[dict[str, Any]]:
+    """Return entries of the journal, with their fields."""
+    return [
+        json.loads(line)
+        for line in machine.ask("journalctl", "--no-pager", "--output=json", "--quiet", *matches).splitlines()
     ]
 
 

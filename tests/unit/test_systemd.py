@@ -1,8 +1,7 @@
-"""What the daemon tells systemd, on a real datagram socket, and how log lines look there and on a terminal."""
+"""What the daemon tells systemd, on a real datagram socket."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import secrets
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dlr_buffer.errors import DlrBufferError
-from dlr_buffer.systemd import Notifier, listen_sockets, log_to_stderr
+from dlr_buffer.systemd import Notifier, listen_sockets
 
 
 @contextmanager
@@ -42,17 +41,6 @@ def address() -> Iterator[str]:
     """A path that is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="dlr") as folder:
         yield str(Path(folder) / "notify")
-
-
-@pytest.fixture
-def loggers() -> Iterator[logging.Logger]:
-    """This program's logger; all levels and handlers are put back afterwards."""
-    root, ours, ticks = (logging.getLogger(name) for name in (None, "dlr_buffer", "apscheduler"))
-    kept = root.handlers[:], root.level, ours.level, ticks.level
-    yield ours
-    root.handlers[:] = kept[0]
-    for logger, level in zip((root, ours, ticks), kept[1:], strict=True):
-        logger.setLevel(level)
 
 
 def test_the_life_of_a_daemon(address: str) -> None:
@@ -233,38 +221,3 @@ def test_what_is_no_listening_unix_socket_is_an_error(address: str) -> None:
     environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "many"}
     with pytest.raises(DlrBufferError, match="is no number"):
         listen_sockets(environ, NAMES)
-
-
-def test_journal_lines_begin_with_their_priority(
-    loggers: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every line of an event carries sd-daemon(3)'s priority and no time, which the journal adds."""
-    log_to_stderr("info", {"JOURNAL_STREAM": "8:1"})
-    loggers.debug("unseen")
-    loggers.info("seen")
-    loggers.warning("two\nlines")
-    loggers.error("wrong")
-    loggers.critical("over")
-    assert capsys.readouterr().err.splitlines() == ["<6>seen", "<4>two", "<4>lines", "<3>wrong", "<2>over"]
-
-
-def test_terminal_lines_begin_with_the_time_in_utc(
-    loggers: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """For a person the time comes first, in UTC with milliseconds."""
-    log_to_stderr("debug", {})
-    record = loggers.makeRecord("dlr_buffer", logging.DEBUG, "x", 1, "hello", (), None)
-    record.created, record.msecs = 1_800_000_000.25, 250.0
-    loggers.handle(record)
-    assert capsys.readouterr().err == "2027-01-15T08:00:00.250Z DEBUG   hello\n"
-
-
-def test_other_libraries_speak_from_warnings_on(
-    loggers: logging.Logger, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Debugging our own program does not bring other people's chatter, and ticks that overlap are no news."""
-    log_to_stderr("debug", {"JOURNAL_STREAM": "8:1"})
-    logging.getLogger("some.library").info("chatter")
-    logging.getLogger("some.library").warning("trouble")
-    logging.getLogger("apscheduler.scheduler").warning("missed")
-    assert capsys.readouterr().err.splitlines() == ["<4>trouble"]

@@ -27,7 +27,7 @@ def test_a_tick_under_way_at_the_end_is_no_error(caplog: pytest.LogCaptureFixtur
                 ended.set()
 
         scheduler = AsyncIOScheduler(timezone="UTC")
-        scheduler.add_job(_Tick(work, FakeClock()).run)
+        scheduler.add_job(_Tick("work", work, FakeClock()).run)
         scheduler.start()
         await begun.wait()
         scheduler.shutdown(wait=False)

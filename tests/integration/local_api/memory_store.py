@@ -6,13 +6,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from msgspec.structs import replace
 
-from dlr_buffer.errors import Conflict, DlrBufferError, MessageFinal, NotFound
+from dlr_buffer.errors import Conflict, DlrBufferError, MessageFinal, NotFound, Overloaded
 from dlr_buffer.messages import (
     Message,
     MessageState,
@@ -83,16 +83,25 @@ class MemoryStore:
             raise fault
 
     async def register(
-        self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
+        self,
+        items: Sequence[Registration],
+        *,
+        default_validity_ms: int,
+        max_waiting: Mapping[str, int],
+        now_ms: int,
     ) -> list[Registered | DlrBufferError]:
         await self._begin()
-        return [self._register(item, default_validity_ms, now_ms) for item in items]
+        return [self._register(item, default_validity_ms, max_waiting, now_ms) for item in items]
 
-    def _register(self, item: Registration, default_ms: int, now_ms: int) -> Registered | DlrBufferError:
+    def _register(
+        self, item: Registration, default_ms: int, max_waiting: Mapping[str, int], now_ms: int
+    ) -> Registered | DlrBufferError:
         assert item.account is not None
         name = MessageName(item.account, item.message_id)
         asked = check_validity_period(item.validity_period)
         if (row := self.rows.get(name)) is None:
+            if (full := self._full(name.account, max_waiting)) is not None:
+                return full
             row = self._add(name, asked or default_ms, now_ms, implicit=False)
             return Registered(row.message, new=True)
         final = row.message.state is not None and row.message.state.final
@@ -111,6 +120,14 @@ class MemoryStore:
                 pass
         return Registered(row.message, new=False)
 
+    def _full(self, account: str, max_waiting: Mapping[str, int]) -> Overloaded | None:
+        waiting = sum(
+            row.message.account == account and row.message.finalized_at_ms is None
+            for row in self.rows.values()
+        )
+        limit = max_waiting.get(account, 0)
+        return Overloaded(f"{waiting} wait already", 10) if limit and waiting >= limit else None
+
     def _add(self, name: MessageName, validity_ms: int, now_ms: int, *, implicit: bool) -> _Row:
         self.numbers += 1
         message = Message(name.account, name.message_id, None, now_ms, now_ms + validity_ms, None)
@@ -118,19 +135,32 @@ class MemoryStore:
         return row
 
     async def report(
-        self, items: Sequence[Report], *, default_validity_ms: int, register_in: frozenset[str], now_ms: int
+        self,
+        items: Sequence[Report],
+        *,
+        default_validity_ms: int,
+        register_in: frozenset[str],
+        max_waiting: Mapping[str, int],
+        now_ms: int,
     ) -> list[Reported | DlrBufferError]:
         await self._begin()
-        return [self._report(item, default_validity_ms, register_in, now_ms) for item in items]
+        return [self._report(item, default_validity_ms, register_in, max_waiting, now_ms) for item in items]
 
     def _report(
-        self, item: Report, default_ms: int, register_in: frozenset[str], now_ms: int
+        self,
+        item: Report,
+        default_ms: int,
+        register_in: frozenset[str],
+        max_waiting: Mapping[str, int],
+        now_ms: int,
     ) -> Reported | DlrBufferError:
         assert item.account is not None
         name = MessageName(item.account, item.message_id)
         if (row := self.rows.get(name)) is None:
             if item.account not in register_in:
                 return NotFound(f"no message {item.message_id!r} is registered")
+            if (full := self._full(item.account, max_waiting)) is not None:
+                return full
             row = self._add(name, default_ms, now_ms, implicit=True)
         match judge_report(row.message.state, item.message_state):
             case Verdict.REPEATED:
@@ -206,7 +236,7 @@ class MemoryStore:
         return [item.request_id for item in page.items], page.next_after
 
     async def steer_receipts(
-        self, action: ReceiptAction, request_ids: Sequence[int], *, now_ms: int, dry_run: bool
+        self, action: ReceiptAction, request_ids: Sequence[int], *, by: str, now_ms: int, dry_run: bool
     ) -> ActionCount:
         await self._begin()
         changed = skipped = in_flight = 0
@@ -219,11 +249,11 @@ class MemoryStore:
             else:
                 changed += 1
                 if not dry_run:
-                    self._steer(action, receipt, now_ms)
+                    self._steer(action, receipt, by, now_ms)
         return ActionCount(changed, skipped, in_flight)
 
-    def _steer(self, action: ReceiptAction, receipt: Receipt, now_ms: int) -> None:
-        self.history[receipt.request_id].append(HistoryEntry(now_ms, action, "by an admin"))
+    def _steer(self, action: ReceiptAction, receipt: Receipt, by: str, now_ms: int) -> None:
+        self.history[receipt.request_id].append(HistoryEntry(now_ms, action, f"by {by}"))
         match action:
             case ReceiptAction.RETRY:
                 receipt = replace(receipt, status=ReceiptStatus.PENDING, refusals=0)
@@ -237,7 +267,7 @@ class MemoryStore:
         self.receipts[receipt.request_id] = receipt
 
     async def steer_messages(
-        self, action: MessageAction, names: Sequence[MessageName], *, now_ms: int, dry_run: bool
+        self, action: MessageAction, names: Sequence[MessageName], *, by: str, now_ms: int, dry_run: bool
     ) -> ActionCount:
         await self._begin()
         changed = skipped = 0
@@ -252,7 +282,9 @@ class MemoryStore:
                 continue
             match action:
                 case MessageAction.EXPIRE:
-                    self._tell(row, MessageState.EXPIRED, now_ms)
+                    told = self._tell(row, MessageState.EXPIRED, now_ms)
+                    assert told.receipt is not None
+                    self.history[told.receipt.request_id].append(HistoryEntry(now_ms, "expired", f"by {by}"))
                 case MessageAction.DELETE:
                     for receipt in self._receipts_of(row.message):
                         del self.receipts[receipt.request_id]

@@ -473,7 +473,12 @@ def test_one_account_alone_is_meant_by_default(folder: Path) -> None:
 def test_an_account_with_rows_only_can_be_looked_up(api: Api) -> None:
     """A message of an account that is not configured any more is still found, but nothing new is taken for it."""
     item = Report("1", MessageState.ENROUTE, "gone")
-    arguments: Any = {"default_validity_ms": 1000, "register_in": frozenset({"gone"}), "now_ms": NOW_MS}
+    arguments: Any = {
+        "default_validity_ms": 1000,
+        "register_in": frozenset({"gone"}),
+        "max_waiting": {},
+        "now_ms": NOW_MS,
+    }
     api.run(api.store.report([item], **arguments))
     assert api.call("GET", "/v1/messages/1?account=gone").status == 200
     assert ids_of(api.call("GET", "/v1/messages?account=gone")) == ["1"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from dlr_buffer.messages import Registration, Report
 from dlr_buffer.receipt_queue.queue import CHUNK, Interrupted, QueueSettings, ReceiptQueue
 from dlr_buffer.receipts import ReceiptAction, ReceiptStatus, Registered, Reported
 from dlr_buffer.selection import ActionCount, MessageAction, MessageFilter, MessageName, ReceiptFilter
-from dlr_buffer.storage.store import SqliteStore
+from dlr_buffer.storage.store import NO_LIMITS, SqliteStore
 from tests.integration.storage.harness import DELIVERED, ENROUTE, UNDELIVERABLE, VALIDITY, Queue, opened, rows
 from tests.loops import on_loop
 
@@ -124,13 +124,20 @@ class FailingStore(SqliteStore):
     calls = 0
 
     def register(
-        self, items: Sequence[Registration], *, default_validity_ms: int, now_ms: int
+        self,
+        items: Sequence[Registration],
+        *,
+        default_validity_ms: int,
+        max_waiting: Mapping[str, int] = NO_LIMITS,
+        now_ms: int,
     ) -> asyncio.Future[list[Registered | DlrBufferError]]:
         """Register, or refuse the third time."""
         self.calls += 1
         if self.calls == 3:
             raise StorageFull("the disk is full")
-        return super().register(items, default_validity_ms=default_validity_ms, now_ms=now_ms)
+        return super().register(
+            items, default_validity_ms=default_validity_ms, max_waiting=max_waiting, now_ms=now_ms
+        )
 
 
 @on_loop
@@ -175,23 +182,25 @@ async def test_steering_by_filter_in_chunks(path: Path) -> None:
         number = 2 * CHUNK + 50
         await use.report([Report(f"m{n}", DELIVERED) for n in range(number)])
         everything = ReceiptFilter()
-        assert await use.steer_receipts(ReceiptAction.HOLD, everything, dry_run=True) == ActionCount(number)
+        assert await use.steer_receipts(
+            ReceiptAction.HOLD, everything, by="ada", dry_run=True
+        ) == ActionCount(number)
         assert use.counts().receipts["default"]["held"] == 0
         in_flight = await queue.claim(limit=10)
-        count = await use.steer_receipts(ReceiptAction.HOLD, everything, dry_run=False)
+        count = await use.steer_receipts(ReceiptAction.HOLD, everything, by="ada", dry_run=False)
         assert count == ActionCount(number - 10, 0, 10)
         held = ReceiptFilter(status=ReceiptStatus.HELD)
-        assert await use.steer_receipts(ReceiptAction.RELEASE, held, dry_run=False) == ActionCount(
+        assert await use.steer_receipts(ReceiptAction.RELEASE, held, by="ada", dry_run=False) == ActionCount(
             number - 10
         )
-        assert await use.steer_receipts(ReceiptAction.RELEASE, everything, dry_run=False) == ActionCount(
-            0, number - 10, 10
-        )
+        assert await use.steer_receipts(
+            ReceiptAction.RELEASE, everything, by="ada", dry_run=False
+        ) == ActionCount(0, number - 10, 10)
         await queue.settle(acknowledged=in_flight)
         pending = ReceiptFilter(status=ReceiptStatus.PENDING)
-        assert await use.steer_receipts(ReceiptAction.DELETE, pending, dry_run=False) == ActionCount(
-            number - 10
-        )
+        assert await use.steer_receipts(
+            ReceiptAction.DELETE, pending, by="ada", dry_run=False
+        ) == ActionCount(number - 10)
         assert use.counts().receipts["default"] == {
             "pending": 0,
             "held": 0,
@@ -210,16 +219,18 @@ async def test_steering_messages_by_filter(path: Path) -> None:
         await use.register([Registration(f"m{n}") for n in range(number)])
         await use.report([Report("m0", DELIVERED)])
         waiting = MessageFilter(waiting=True)
-        assert await use.steer_messages(MessageAction.EXPIRE, waiting, dry_run=True) == ActionCount(
+        assert await use.steer_messages(MessageAction.EXPIRE, waiting, by="ada", dry_run=True) == ActionCount(
             number - 1
         )
-        assert await use.steer_messages(MessageAction.EXPIRE, waiting, dry_run=False) == ActionCount(
-            number - 1
-        )
+        assert await use.steer_messages(
+            MessageAction.EXPIRE, waiting, by="ada", dry_run=False
+        ) == ActionCount(number - 1)
         assert use.counts().messages["default"]["expired"] == number - 1
         names = [MessageName("default", name) for name in ("m1", "m2", "m1", "never")]
-        assert await use.steer_messages(MessageAction.DELETE, names, dry_run=False) == ActionCount(2, 1, 0)
-        count = await use.steer_messages(MessageAction.DELETE, MessageFilter(), dry_run=False)
+        assert await use.steer_messages(MessageAction.DELETE, names, by="ada", dry_run=False) == ActionCount(
+            2, 1, 0
+        )
+        count = await use.steer_messages(MessageAction.DELETE, MessageFilter(), by="ada", dry_run=False)
         assert count == ActionCount(number - 2)
         assert rows(path, "SELECT (SELECT count(*) FROM messages) + (SELECT count(*) FROM receipts)") == [
             (0,)
@@ -232,7 +243,7 @@ async def test_named_receipts_count_once(path: Path) -> None:
     async with opened(path) as queue:
         use = use_cases(queue)
         await use.report([Report("m", DELIVERED)])
-        count = await use.steer_receipts(ReceiptAction.HOLD, [1, 1, 9, 1], dry_run=False)
+        count = await use.steer_receipts(ReceiptAction.HOLD, [1, 1, 9, 1], by="ada", dry_run=False)
         assert count == ActionCount(1, 1, 0)
         page = await use.list_receipts(ReceiptFilter(waiting=True), after=0, limit=10)
         assert [each.status for each in page.items] == [ReceiptStatus.HELD]

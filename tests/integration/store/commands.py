@@ -410,7 +410,9 @@ class SteerReceipts:
 
     async def ask(self, ground: Ground) -> object:
         """As the local API does."""
-        return await ground.queue.steer_receipts(self.action, self.request_ids, dry_run=self.dry_run)
+        return await ground.queue.steer_receipts(
+            self.action, self.request_ids, by="ada", dry_run=self.dry_run
+        )
 
     def judge(self, model: Model, ground: Ground, answer: object) -> None:
         """Changed, skipped and in flight, each id counted once; a dry run says the same and does nothing."""
@@ -428,7 +430,7 @@ class SteerFilteredReceipts:
 
     async def ask(self, ground: Ground) -> object:
         """As the local API does."""
-        return await ground.queue.steer_receipts(self.action, self.narrow, dry_run=self.dry_run)
+        return await ground.queue.steer_receipts(self.action, self.narrow, by="ada", dry_run=self.dry_run)
 
     def judge(self, model: Model, ground: Ground, answer: object) -> None:
         """As if all that the filter takes had been named."""
@@ -447,7 +449,7 @@ class SteerMessages:
     async def ask(self, ground: Ground) -> object:
         """As the local API does."""
         names = [MessageName(*name) for name in self.names]
-        count = await ground.queue.steer_messages(self.action, names, dry_run=self.dry_run)
+        count = await ground.queue.steer_messages(self.action, names, by="ada", dry_run=self.dry_run)
         return count, await _expired_as(ground)
 
     def judge(self, model: Model, ground: Ground, answer: object) -> None:
@@ -466,7 +468,7 @@ class SteerFilteredMessages:
 
     async def ask(self, ground: Ground) -> object:
         """As the local API does."""
-        count = await ground.queue.steer_messages(self.action, self.narrow, dry_run=self.dry_run)
+        count = await ground.queue.steer_messages(self.action, self.narrow, by="ada", dry_run=self.dry_run)
         return count, await _expired_as(ground)
 
     def judge(self, model: Model, ground: Ground, answer: object) -> None:

@@ -26,6 +26,8 @@ client_group = 0
 admin_group = 4711
 client_mode = "0660"
 admin_mode = "0600"
+client_allow = [0, 1001]
+admin_allow = ["root"]
 
 [database]
 url = "sqlite:////var/lib/dlr-buffer/queue.db"
@@ -42,6 +44,7 @@ dead = "30d"
 
 [log]
 level = "info"
+format = "auto"
 
 [accounts.default]
 url = "https://smartswitch.example.com/api/dlr"
@@ -52,6 +55,7 @@ timeout = "30s"
 concurrency = 4
 rate_limit = 0
 allow_http = false
+max_waiting = 0
 proxy = "http://proxy.example.com:3128"
 proxy_credentials_file = "{proxy}"
 

@@ -57,6 +57,8 @@ EVERY_KEY = sorted([*keys(Configuration, ""), "accounts.default.login_file"])
 WITHOUT_DEFAULT = (
     "client_group",
     "admin_group",
+    "client_allow",
+    "admin_allow",
     "login_file",
     "proxy",
     "proxy_credentials_file",
@@ -124,7 +126,9 @@ def test_the_description_is_toml_that_means_the_same(tmp_path: Path, configurati
     """What check-config shows can be read back, and holds the very same settings."""
     changed = replace(
         configuration,
-        api=replace(configuration.api, client_group=0, client_mode=0o600),
+        api=replace(
+            configuration.api, client_group=0, client_mode=0o600, client_allow=(0, 1001), admin_allow=()
+        ),
         accounts={
             name: replace(account, rate_limit=2.5, retry=replace(account.retry, max_ms=90_001))
             for name, account in configuration.accounts.items()
@@ -153,12 +157,13 @@ def test_what_needs_a_restart_is_named(configuration: Configuration) -> None:
         database=replace(configuration.database, min_free_bytes=1 << 30),
     )
     assert restart_needed(configuration, new) == ("api.admin_group", "api.admin_mode", "database.min_free")
-    account = replace(configuration.accounts["default"], password=Secret("new"), concurrency=9)
+    account = replace(configuration.accounts["default"], password=Secret("new"), concurrency=9, max_waiting=5)
     reloadable = replace(
         configuration,
         accounts={"default": account, "second": account},
+        api=replace(configuration.api, client_allow=(), admin_allow=(1001,)),
         messages=replace(configuration.messages, validity_period_ms=1_000),
         retention=replace(configuration.retention, dead_ms=1_000),
-        log=replace(configuration.log, level="debug"),
+        log=replace(configuration.log, level="debug", format="json"),
     )
     assert restart_needed(configuration, reloadable) == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grp
 import os
+import pwd
 import traceback
 from pathlib import Path
 
@@ -104,6 +105,8 @@ client_group = "{grp.getgrgid(0).gr_name}"
 admin_group = 4711
 client_mode = "0666"
 admin_mode = "660"
+client_allow = ["{pwd.getpwuid(0).pw_name}", 1001, 0]
+admin_allow = []
 [database]
 url = "sqlite:///{tmp_path}/q.db"
 min_free = "1GiB"
@@ -116,6 +119,7 @@ acknowledged = "2h"
 dead = "1d"
 [log]
 level = "debug"
+format = "json"
 [accounts.a-b_2]
 url = "http://10.0.0.1:8080/x%20y"
 allow_http = true
@@ -125,15 +129,16 @@ parameters = "form"
 timeout = "5s"
 concurrency = 2
 rate_limit = 2.5
+max_waiting = 1000
 batch = {{ max_receipts = 10, max_url_bytes = 2000, linger = "0s" }}
 retry = {{ initial = "2s", max = "2s", max_refusals = 1, lifetime = "1d", auth_probe = "1s" }}
 """
     assert read(text) == Configuration(
-        api=ApiSettings(Path("/run/a.sock"), Path("/run/b.sock"), 0, 4711, 0o666, 0o660),
+        api=ApiSettings(Path("/run/a.sock"), Path("/run/b.sock"), 0, 4711, 0o666, 0o660, (0, 1001), ()),
         database=DatabaseSettings(f"sqlite:///{tmp_path}/q.db", 1 << 30, 1000),
         messages=MessageSettings(3_600_000, "reject"),
         retention=RetentionSettings(7_200_000, 86_400_000),
-        log=LogSettings("debug"),
+        log=LogSettings("debug", "json"),
         accounts={
             "a-b_2": AccountSettings(
                 "a-b_2",
@@ -145,6 +150,7 @@ retry = {{ initial = "2s", max = "2s", max_refusals = 1, lifetime = "1d", auth_p
                 2,
                 2.5,
                 allow_http=True,
+                max_waiting=1000,
                 batch=BatchSettings(10, 2000, 0),
                 retry=RetrySettings(2_000, 2_000, 1, 86_400_000, 1_000),
             )
@@ -186,7 +192,7 @@ def test_an_unknown_key_names_the_nearest(password_file: Path, section: str, key
 def test_an_unknown_key_like_no_other_lists_the_keys(password_file: Path) -> None:
     """Where nothing is near, what there is is listed."""
     assert problems(account(password_file) + "[log]\nzzz = 1\n") == {
-        "log.zzz": "is not a key here; the keys are level"
+        "log.zzz": "is not a key here; the keys are level, format"
     }
 
 
@@ -269,6 +275,11 @@ def test_values_out_of_range_or_of_another_type_are_refused(password_file: Path,
         ("api", 'client_group = "no-such-group-here"'),
         ("api", "client_group = -1"),
         ("api", "admin_group = true"),
+        ("api", 'client_allow = "my-app"'),
+        ("api", "client_allow = [-1]"),
+        ("api", "client_allow = [true]"),
+        ("api", "admin_allow = [[0]]"),
+        ("api", 'admin_allow = ["no-such-user-here"]'),
         ("database", 'url = "sqlite:///queue.db"'),
         ("database", 'url = "sqlite://"'),
         ("database", 'url = "sqlite:////tmp"'),
@@ -284,6 +295,7 @@ def test_values_out_of_range_or_of_another_type_are_refused(password_file: Path,
         ("retention", 'acknowledged = "71h"'),
         ("retention", 'dead = "0s"'),
         ("log", 'level = "trace"'),
+        ("log", 'format = "xml"'),
     ],
 )
 def test_the_other_sections_are_bounded_likewise(password_file: Path, section: str, line: str) -> None:
