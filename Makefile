@@ -39,7 +39,7 @@ define install
 		exit 1; }
 endef
 
-.PHONY: help demo test crash bench bench-full check format lock clean install uninstall
+.PHONY: help demo test crash bench bench-full check format lock clean install uninstall deb
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -91,6 +91,9 @@ install: ## install the program and its service on this machine (as root)
 
 uninstall: ## remove them; the queue and the configuration stay (as root)
 	@PREFIX="$(PREFIX)" sh systemd/uninstall.sh
+
+deb: ## build dist/dlr-buffer_VERSION_ARCH.deb for this Debian or Ubuntu (no root needed)
+	@sh debian/build.sh
 
 # Older Pythons are refused before anything is made. Where the venv module cannot install pip (Debian without
 # python3-venv), the system's own pip installs one; where there is none either, say which package to get.

@@ -47,7 +47,8 @@ def marked(text: str) -> str:
 
 def page(name: str, section: int, date: str, version: str, body: str) -> str:
     """Make a whole page of its sections; it is neither hyphenated nor stretched, so that words can be copied."""
-    title = f".TH {_argument(name.upper())} {section} {date} {_argument(f'dlr-buffer {version}')}\n.nh\n.nr HY 0\n.ad l\n"
+    title = f".TH {_argument(name.upper())} {section} {date} {_argument(f'dlr-buffer {version}')}\n"
+    title += ".nh\n.nr HY 0\n.ad l\n"
     # A section begins a paragraph already.
     return title + re.sub(r"^(\.S[HS] .*\n)\.PP\n", r"\1", body, flags=re.MULTILINE)
 
