@@ -20,6 +20,8 @@ N ?= 25
 SEED ?=
 # Where `make install` puts the program; not below a home folder, which the service can't see.
 PREFIX := /opt/dlr-buffer
+# Whether `make uninstall` removes what cannot be brought back: yes or no.
+PURGE := no
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 COMPILE := $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
@@ -89,8 +91,8 @@ clean: ## remove the environment and every cache
 install: ## install the program and its service on this machine (as root)
 	@PYTHON="$(PYTHON)" PREFIX="$(PREFIX)" sh systemd/install.sh
 
-uninstall: ## remove them; the queue and the configuration stay (as root)
-	@PREFIX="$(PREFIX)" sh systemd/uninstall.sh
+uninstall: ## remove them (as root); PURGE=yes takes the queue, the configuration and the user along
+	@PREFIX="$(PREFIX)" PURGE="$(PURGE)" sh systemd/uninstall.sh
 
 deb: ## build dist/dlr-buffer_VERSION_ARCH.deb for this Debian or Ubuntu (no root needed)
 	@sh debian/build.sh
