@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PathDistribution
+from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 OURS = "dlr-buffer"
@@ -20,12 +21,12 @@ _DEBIAN_NAMES = {"MIT": "Expat", "MIT License": "Expat"}
 def stanzas(venv: Path) -> Iterator[str]:
     """Give a stanza for each library. Raises ValueError for one that says nothing of its licence."""
     for folder in sorted(venv.glob("lib/python3*/site-packages/*.dist-info")):
-        distribution = PathDistribution(folder)
-        if distribution.name != OURS:
-            yield _stanza(distribution.name, folder, distribution, venv)
+        metadata = message_from_string((folder / "METADATA").read_text("utf-8"))
+        if metadata["Name"] != OURS:
+            yield _stanza(metadata["Name"], folder, metadata, venv)
 
 
-def _stanza(name: str, folder: Path, distribution: PathDistribution, venv: Path) -> str:
+def _stanza(name: str, folder: Path, metadata: Message, venv: Path) -> str:
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -38,8 +39,8 @@ def _stanza(name: str, folder: Path, distribution: PathDistribution, venv: Path)
         for line in text.splitlines()
         if re.match(r"[\s#*/]*(copyright|©|\(c\))(?=.*(\d{4}|©|\(c\)))", line, re.IGNORECASE)
     )
-    author = distribution.metadata.get("Author") or distribution.metadata.get("Author-email")
-    short = _short(name, distribution)
+    author = metadata["Author"] or metadata["Author-email"]
+    short = _short(name, metadata)
     licence = " and ".join(_DEBIAN_NAMES.get(part, part) for part in short.split(" AND "))
     said = "\n\n".join(text for text in texts if not _is_common(text))
     for part in short.split(" AND "):
@@ -52,7 +53,7 @@ def _stanza(name: str, folder: Path, distribution: PathDistribution, venv: Path)
     return "\n".join(
         [
             f"Files: usr/lib/dlr-buffer/{base}/{stem}*",
-            "Copyright: " + "\n ".join(holders or [f"{author or name}"]),
+            "Copyright: " + "\n ".join(holders or [author or name]),
             f"License: {licence}",
             *(f" {line.rstrip()}" if line.strip() else " ." for line in said.strip().splitlines()),
             "",
@@ -60,9 +61,8 @@ def _stanza(name: str, folder: Path, distribution: PathDistribution, venv: Path)
     )
 
 
-def _short(name: str, distribution: PathDistribution) -> str:
-    metadata = distribution.metadata
-    if short := metadata.get("License-Expression") or metadata.get("License"):
+def _short(name: str, metadata: Message) -> str:
+    if short := metadata["License-Expression"] or metadata["License"]:
         return str(short)
     for classifier in metadata.get_all("Classifier") or []:
         if classifier.startswith("License :: OSI Approved :: "):
