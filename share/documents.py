@@ -75,8 +75,8 @@ def _table(table: SyntaxTreeNode) -> str:
 
 
 def _only_paragraph(point: SyntaxTreeNode) -> str:
-    (paragraph,) = point.children
-    if paragraph.type != "paragraph":
+    paragraph, *more = point.children
+    if more or paragraph.type != "paragraph":
         raise ValueError(f"line {(point.map or (0,))[0] + 1}: a point of a list has to be one paragraph")
     return _inline(paragraph.children[0])
 
