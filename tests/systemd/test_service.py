@@ -327,7 +327,7 @@ def test_an_upgrade_says_what_is_left_to_do(service: Machine) -> None:
     assert service.run("ls", dropped).returncode != 0
     assert (
         service.ask(
-            "bash", "-c", "xargs find /opt/dlr-buffer ! -perm -o=r ! -type l </opt/dlr-buffer/installed-files"
+            "bash", "-c", "find /opt/dlr-buffer $(cat /opt/dlr-buffer/installed-files) ! -perm -o=r ! -type l"
         )
         == ""
     )
