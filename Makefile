@@ -20,15 +20,19 @@ N ?= 25
 SEED ?=
 # Where `make install` puts the program; not below a home folder, which the service can't see.
 PREFIX := /opt/dlr-buffer
+# Whether `make uninstall` removes what cannot be brought back: yes or no.
+PURGE := no
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 COMPILE := $(BIN)/python -m piptools compile --quiet --generate-hashes --allow-unsafe --strip-extras \
 	--no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
+# The build backend is pinned as all else is: pip would fetch one of its own, unchecked, for an isolated build.
 # $(call install,REQUIREMENTS): quiet if it works; else the end of what pip said, and what to do.
 define install
 	@echo "installing $(1) into $(VENV) (Python $(VERSION)) ..."
-	@{ $(PIP) install --require-hashes -r $(1) && $(PIP) install --no-deps -e .; } >$(LOG) 2>&1 || { \
+	@{ $(PIP) install --require-hashes -r requirements-build.txt -r $(1) \
+		&& $(PIP) install --no-deps --no-build-isolation -e .; } >$(LOG) 2>&1 || { \
 		tail -n 15 $(LOG); \
 		echo; \
 		echo "Installing $(1) failed; the whole log is in $(LOG)."; \
@@ -37,7 +41,7 @@ define install
 		exit 1; }
 endef
 
-.PHONY: help demo test crash bench bench-full check format lock clean install uninstall
+.PHONY: help demo test crash bench bench-full check format lock clean install uninstall deb
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -74,6 +78,9 @@ lock: $(DEV) ## pin the requirements anew from pyproject.toml (UPGRADE=--upgrade
 	@test "$(VERSION)" = 3.11 || { echo "the locks are made with Python 3.11: make lock PYTHON=python3.11"; exit 1; }
 	@$(COMPILE) $(UPGRADE) -o requirements.txt pyproject.toml
 	@$(COMPILE) $(UPGRADE) --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	@$(BIN)/python -c 'import tomllib; asked = tomllib.load(open("pyproject.toml", "rb")); \
+		print(*asked["build-system"]["requires"], *asked["dependency-groups"]["build"], sep="\n")' \
+		| $(COMPILE) $(UPGRADE) -c requirements-dev.txt -o requirements-build.txt -
 	@$(COMPILE) $(UPGRADE) --extra bench -c requirements-dev.txt -o requirements-bench.txt pyproject.toml
 
 clean: ## remove the environment and every cache
@@ -84,8 +91,11 @@ clean: ## remove the environment and every cache
 install: ## install the program and its service on this machine (as root)
 	@PYTHON="$(PYTHON)" PREFIX="$(PREFIX)" sh systemd/install.sh
 
-uninstall: ## remove them; the queue and the configuration stay (as root)
-	@PREFIX="$(PREFIX)" sh systemd/uninstall.sh
+uninstall: ## remove them (as root); PURGE=yes takes the queue, the configuration and the user along
+	@PREFIX="$(PREFIX)" PURGE="$(PURGE)" sh systemd/uninstall.sh
+
+deb: ## build dist/dlr-buffer_VERSION_ARCH.deb for this Debian or Ubuntu (no root needed)
+	@sh debian/build.sh
 
 # Older Pythons are refused before anything is made. Where the venv module cannot install pip (Debian without
 # python3-venv), the system's own pip installs one; where there is none either, say which package to get.
@@ -110,16 +120,16 @@ $(READY):
 	fi
 	@touch $@
 
-$(RUN): requirements.txt pyproject.toml | $(READY)
+$(RUN): requirements.txt requirements-build.txt pyproject.toml | $(READY)
 	$(call install,requirements.txt)
 	@touch $@
 
 # The pins of requirements.txt are part of requirements-dev.txt, so this serves `make demo` as well.
-$(DEV): requirements-dev.txt requirements.txt pyproject.toml | $(READY)
+$(DEV): requirements-dev.txt requirements.txt requirements-build.txt pyproject.toml | $(READY)
 	$(call install,requirements-dev.txt)
 	@touch $@ $(RUN)
 
 # What is measured beside the daemon; its pins agree with the other two, so that all three fit into one environment.
-$(BENCH): requirements-bench.txt requirements.txt pyproject.toml | $(READY)
+$(BENCH): requirements-bench.txt requirements.txt requirements-build.txt pyproject.toml | $(READY)
 	$(call install,requirements-bench.txt)
 	@touch $@ $(RUN)

@@ -6,9 +6,11 @@ umask 022 # whatever root's own is: the service's user has to read the program
 
 VENV=$PREFIX/venv
 MARK=$VENV/.made-by-make-install # only an environment with this is ever made anew, or removed by uninstall.sh
+LIST=$PREFIX/installed-files     # what lies outside of PREFIX, for uninstall.sh and for the next upgrade
 LINK=/usr/local/bin/dlr-buffer
-ETC=/etc/dlr-buffer
+SHARE=/usr/local/share
 UNITS=/usr/local/lib/systemd/system # not /etc: an admin masks and overrides there
+ETC=/etc/dlr-buffer
 
 fail() {
 	echo "$*" >&2
@@ -36,6 +38,8 @@ esac
 	fail "$VENV is there already, and was not made by make install. Move it away, or name another PREFIX."
 [ ! -e "$LINK" ] || [ -L "$LINK" ] ||
 	fail "$LINK is there already, and is no link made by make install. Move it away."
+[ ! -e /var/lib/dpkg/info/dlr-buffer.prerm ] ||
+	fail "The Debian package dlr-buffer is installed. Upgrade that (make deb), or remove it first: apt remove dlr-buffer"
 
 version() {
 	"$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
@@ -53,18 +57,48 @@ pip_install() {
 	"$VENV/bin/python" -m pip --disable-pip-version-check --no-input install --quiet "$@" ||
 		fail "Installing failed; pip says above why. Nothing else was changed: mend it and run make install again."
 }
+# What only the installation needs goes where it is gone afterwards, and is pinned and checked like all else: left to
+# itself, pip would fetch a build backend of its own choice.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
 echo "installing what dlr-buffer needs into it, each file checked against its hash"
-pip_install --require-hashes --requirement requirements.txt
+pip_install --require-hashes --only-binary :all: --requirement requirements.txt
+pip_install --require-hashes --only-binary :all: --requirement requirements-build.txt --no-compile --target "$work/tools"
 echo "installing dlr-buffer into it"
-pip_install --no-deps --force-reinstall .
+export PYTHONPATH="$work/tools"
+pip_install --no-deps --no-build-isolation --force-reinstall .
+"$VENV/bin/python" -B -m share "$work/share" || fail "Making the manual pages failed; above it says why."
+unset PYTHONPATH
 
 echo "linking $LINK"
 mkdir -p "$(dirname "$LINK")"
 ln -sfn "$VENV/bin/dlr-buffer" "$LINK"
 
+# put SOURCE FILE: install one file outside of PREFIX, and note it.
+put() {
+	install -D -m 0644 "$1" "$2"
+	echo "$2" >>"$work/list"
+}
+echo "writing the manual pages and the completion for bash, zsh and fish to $SHARE"
+for file in $(cd "$work/share" && find . -type f); do
+	put "$work/share/$file" "$SHARE/${file#./}"
+done
+
 echo "making the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client and dlr-buffer-admin, unless they are there"
-install -D -m 0644 systemd/sysusers.d/dlr-buffer.conf /etc/sysusers.d/dlr-buffer.conf
-systemd-sysusers dlr-buffer.conf
+for file in systemd/sysusers.d/*.conf; do
+	put "$file" "/etc/sysusers.d/${file##*/}"
+done
+if command -v systemd-sysusers >/dev/null; then
+	systemd-sysusers dlr-buffer.conf
+else
+	for group in dlr-buffer dlr-buffer-client dlr-buffer-admin; do
+		getent group $group >/dev/null || groupadd --system $group
+	done
+	getent passwd dlr-buffer >/dev/null || useradd --system --gid dlr-buffer --home-dir /var/lib/dlr-buffer \
+		--no-create-home --shell /usr/sbin/nologin dlr-buffer
+	usermod --append --groups dlr-buffer-client,dlr-buffer-admin dlr-buffer
+fi
 
 # keep_or_put SOURCE FILE: what an admin wrote is never overwritten.
 keep_or_put() {
@@ -79,11 +113,24 @@ keep_or_put() {
 keep_or_put config/config.toml "$ETC/config.toml"
 keep_or_put /dev/null "$ETC/default.password"
 
-for unit in dlr-buffer.service dlr-buffer-client.socket dlr-buffer-admin.socket; do
-	echo "writing $UNITS/$unit"
-	install -D -m 0644 "systemd/$unit" "$UNITS/$unit"
+for file in systemd/*.service systemd/*.socket; do
+	echo "writing $UNITS/${file##*/}"
+	put "$file" "$UNITS/${file##*/}"
 done
-install -D -m 0644 systemd/tmpfiles.d/dlr-buffer.conf /etc/tmpfiles.d/dlr-buffer.conf
+[ ! -e /etc/systemd/system/dlr-buffer.service ] ||
+	echo "/etc/systemd/system/dlr-buffer.service is there and takes the place of the unit that was installed now"
+for file in systemd/tmpfiles.d/*.conf; do
+	put "$file" "/etc/tmpfiles.d/${file##*/}"
+done
+
+# What an earlier version had brought, and this one has not.
+if [ -e "$LIST" ]; then
+	while read -r file; do
+		grep -qxF "$file" "$work/list" || rm -f "$file"
+	done <"$LIST"
+fi
+install -m 0644 "$work/list" "$LIST"
+
 if [ -d /run/systemd/system ]; then
 	systemd-tmpfiles --create dlr-buffer.conf
 	systemctl daemon-reload

@@ -1,28 +1,54 @@
 #!/bin/sh
-# Removes what install.sh made, but for the queue, the configuration and the user that owns them. `make uninstall` runs
-# it, as root, with PREFIX set as for `make install`.
+# Removes what install.sh made. The queue, the configuration and the user that owns them stay, unless PURGE is "yes".
+# `make uninstall` runs it, as root, with PREFIX set as for `make install`.
 set -eu
 
 VENV=$PREFIX/venv
 MARK=$VENV/.made-by-make-install
+LIST=$PREFIX/installed-files
 LINK=/usr/local/bin/dlr-buffer
-UNITS=/usr/local/lib/systemd/system # not /etc: an admin masks and overrides there
+UNITS=/usr/local/lib/systemd/system
+QUEUE=/var/lib/dlr-buffer
+ETC=/etc/dlr-buffer
 
-if [ "$(id -u)" != 0 ]; then
-	echo "Removing a service takes root: sudo make uninstall" >&2
+fail() {
+	echo "$*" >&2
 	exit 1
+}
+
+[ "$(id -u)" = 0 ] || fail "Removing a service takes root: sudo make uninstall"
+case ${PURGE:-no} in
+yes | no) ;;
+*) fail "PURGE is yes (the queue, the configuration, the user and the groups go too) or no, not $PURGE" ;;
+esac
+if [ -e /var/lib/dpkg/info/dlr-buffer.prerm ]; then
+	fail "The Debian package dlr-buffer is installed. Remove that with apt: apt remove dlr-buffer, or apt purge dlr-buffer"
 fi
-if [ -e "$UNITS/dlr-buffer.service" ]; then
+
+# 0.1.0 had its one unit there.
+if [ -e "$UNITS/dlr-buffer.service" ] || [ -e /etc/systemd/system/dlr-buffer.service ]; then
 	echo "stopping the service and removing its units"
+	units=dlr-buffer.service
+	for file in "$UNITS"/dlr-buffer*.socket; do
+		[ ! -e "$file" ] || units="$units ${file##*/}"
+	done
 	if [ -d /run/systemd/system ]; then
-		systemctl --quiet disable --now dlr-buffer.service dlr-buffer-client.socket dlr-buffer-admin.socket
+		# shellcheck disable=SC2086 # names of units, one a word
+		systemctl --quiet disable --now $units
 	fi
-	rm -f "$UNITS"/dlr-buffer.service "$UNITS"/dlr-buffer-client.socket "$UNITS"/dlr-buffer-admin.socket \
-		/etc/systemd/system/*.target.wants/dlr-buffer.service /etc/systemd/system/*.target.wants/dlr-buffer-*.socket \
-		/etc/sysusers.d/dlr-buffer.conf /etc/tmpfiles.d/dlr-buffer.conf
+	rm -f "$UNITS"/dlr-buffer*.service "$UNITS"/dlr-buffer*.socket /etc/systemd/system/dlr-buffer.service \
+		/etc/systemd/system/*.target.wants/dlr-buffer.service /etc/systemd/system/*.target.wants/dlr-buffer-*.socket
 	if [ -d /run/systemd/system ]; then
 		systemctl daemon-reload
 	fi
+fi
+rm -rf /run/dlr-buffer
+if [ -e "$LIST" ]; then
+	echo "removing the manual pages, the completion and the entries for systemd"
+	while read -r file; do
+		rm -f "$file"
+	done <"$LIST"
+	rm "$LIST"
 fi
 if [ "$(readlink "$LINK")" = "$VENV/bin/dlr-buffer" ]; then
 	echo "removing $LINK"
@@ -33,4 +59,19 @@ if [ -e "$MARK" ]; then
 	rm -rf "$VENV"
 	rmdir --ignore-fail-on-non-empty "$PREFIX"
 fi
-echo "Left as they are: the queue in /var/lib/dlr-buffer, /etc/dlr-buffer, the user and the groups dlr-buffer, dlr-buffer-client, dlr-buffer-admin."
+if [ "${PURGE:-no}" = no ]; then
+	echo "Left as they are: the queue in $QUEUE, $ETC, the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client,"
+	echo "dlr-buffer-admin. sudo make uninstall PURGE=yes removes these too, with all messages that still wait."
+	exit
+fi
+echo "removing the queue in $QUEUE, and $ETC"
+rm -rf "$QUEUE" "$ETC"
+echo "removing the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client and dlr-buffer-admin"
+if getent passwd dlr-buffer >/dev/null; then
+	userdel dlr-buffer
+fi
+for group in dlr-buffer dlr-buffer-client dlr-buffer-admin; do # userdel takes the first along, on most systems
+	if getent group $group >/dev/null; then
+		groupdel $group
+	fi
+done

@@ -1,8 +1,9 @@
 """The fenced blocks of README.md and docs/, and which test runs what stands in them.
 
 `blocks` reads them. Every section with a block is either in ``IN_A_FRESH_COPY`` (tests/acceptance/test_fresh_clone.py)
-or in ``ON_A_MACHINE`` (tests/systemd/test_service.py), which run all its commands, whatever they are; toml blocks are
-loaded by tests/acceptance/test_documents.py, which also fails for a section that is in neither.
+or in ``ON_A_MACHINE`` and ``AT_THE_END`` (tests/systemd/test_service.py) or in ``WITH_THE_PACKAGE``
+(tests/systemd/test_deb.py), which run all its commands, whatever they are; toml blocks are loaded by
+tests/acceptance/test_documents.py, which also fails for a section that is in none of them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ ON_A_MACHINE = (
     Section("README.md", "A client in five lines"),
     Section("README.md", "An admin's first five commands"),
     Section("docs/api.md", "The local API"),
+    Section("docs/operations.md", "Upgrade"),
     Section("docs/operations.md", "Start, stop, restart"),
     Section("docs/operations.md", "Look"),
     Section("docs/operations.md", "Steer"),
@@ -65,6 +67,14 @@ ON_A_MACHINE = (
     Section("docs/configuration.md", "Passwords"),
 )
 """In the order in which an admin would come to them; the service has to be installed first."""
+
+WITH_THE_PACKAGE = (
+    Section("docs/operations.md", "Install the Debian package"),
+    Section("docs/operations.md", "Remove the Debian package"),
+)
+
+AT_THE_END = (Section("docs/operations.md", "Remove"),)
+"""On the machine of ``ON_A_MACHINE``, when all else is done."""
 
 
 def documents() -> list[str]:

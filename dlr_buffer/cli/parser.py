@@ -251,7 +251,7 @@ def _add_inspection(commands: Commands) -> None:
         run="inspection.show",
         help="show one message: its receipts, its history, what comes next",
     )
-    show.add_argument("message_id", metavar="MESSAGE_ID")
+    show.add_argument("message_id", metavar="MESSAGE_ID", help="the id that it was registered with")
     show.add_argument("--account", help="the account (default: the only one, else the one called default)")
 
 
@@ -280,7 +280,7 @@ def _add_steering(commands: Commands) -> None:
         ("resume", "send again for an account that was paused"),
     ):
         parser = _command(commands, action, run="steering.steer_account", help=text)
-        parser.add_argument("account", metavar="ACCOUNT")
+        parser.add_argument("account", metavar="ACCOUNT", help="the account's name in the configuration")
         parser.set_defaults(action=action)
     expiry = _command(commands, "expiry", run="steering.resume_expiry", help="control expiry as a whole")
     actions = expiry.add_subparsers(title="actions", metavar="resume", dest="action", required=True)

@@ -9,10 +9,12 @@ import pytest
 
 from dlr_buffer import config
 from tests.documents import (
+    AT_THE_END,
     IN_A_FRESH_COPY,
     ON_A_MACHINE,
     ROOT,
     RUN_LANGUAGES,
+    WITH_THE_PACKAGE,
     Block,
     Section,
     blocks,
@@ -21,7 +23,7 @@ from tests.documents import (
 )
 
 BLOCKS = [block for document in documents() for block in blocks(document)]
-SECTIONS = IN_A_FRESH_COPY + ON_A_MACHINE
+SECTIONS = IN_A_FRESH_COPY + ON_A_MACHINE + AT_THE_END + WITH_THE_PACKAGE
 
 
 def test_the_blocks_are_found() -> None:

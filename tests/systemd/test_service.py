@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.checkout import copy_project
-from tests.documents import ON_A_MACHINE, RUN_LANGUAGES, Block, Section, blocks_of
+from tests.documents import AT_THE_END, ON_A_MACHINE, RUN_LANGUAGES, Block, Section, blocks_of
 from tests.systemd.machine import Machine, eventually, unfit
 
 pytestmark = pytest.mark.timeout(300)  # whichever test comes first boots the machine and installs
@@ -43,6 +43,9 @@ STEPS = [
     for step in (block.commands if block.language == "sh" else [block.text])
 ]
 """Each command, and each block that is no list of commands, in the order in which they are run."""
+UNINSTALL, PURGE = [
+    command for section in AT_THE_END for block in blocks_of(section) for command in block.commands
+]
 
 # Stands for the admin: keeps a copy of what was there before, then writes what the share has under the file's name.
 EDITOR = """\
@@ -346,12 +349,64 @@ def test_installing_again_keeps_what_the_admin_wrote(service: Machine) -> None:
 
 
 def test_an_upgrade_says_what_is_left_to_do(service: Machine) -> None:
-    """`make install` over a running service leaves it running as it was, and says how to go over."""
+    """`make install` over a running service leaves it running as it was, and says how to go over.
+
+    What an earlier version had put outside of its prefix goes; all else can be read, whatever root's umask is.
+    """
     pid = service.facts(UNIT, "MainPID")
-    done = service.run("make", "install", cwd="/share/project")
+    dropped = "/usr/local/share/man/man1/dlr-buffer-dropped.1"
+    service.ask("bash", "-c", f"touch {dropped} && echo {dropped} >>/opt/dlr-buffer/installed-files")
+    done = service.run("bash", "-c", "umask 077 && make install", cwd="/share/project")
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1].endswith("sudo systemctl restart dlr-buffer")
     assert service.facts(UNIT, "MainPID") == pid
+    assert service.run("ls", dropped).returncode != 0
+    assert (
+        service.ask(
+            "bash", "-c", "find /opt/dlr-buffer $(cat /opt/dlr-buffer/installed-files) ! -perm -o=r ! -type l"
+        )
+        == ""
+    )
+    assert service.ask("dlr-buffer", "--version").startswith("dlr-buffer ")
+
+
+def test_a_build_needs_nothing_that_is_not_pinned(service: Machine) -> None:
+    """No tool of the installation is left in the service's environment, and none was fetched behind the locks' back."""
+    names = service.ask("ls", "/opt/dlr-buffer/venv/lib/python3.11/site-packages").split()
+    assert "dlr_buffer" in names
+    assert not {"hatchling", "shtab", "share", "editables"} & set(names)
+
+
+@pytest.mark.parametrize(
+    ("shell", "place"),
+    [
+        ("bash", "bash-completion/completions/dlr-buffer"),
+        ("zsh", "zsh/site-functions/_dlr-buffer"),
+        ("fish", "fish/vendor_completions.d/dlr-buffer.fish"),
+    ],
+)
+def test_completion_is_where_the_shell_looks(service: Machine, shell: str, place: str) -> None:
+    """Each shell's script is in place, and knows of the commands."""
+    assert "check-config" in service.ask("cat", f"/usr/local/share/{place}"), shell
+
+
+def test_accounts_are_completed_from_the_configuration(service: Machine) -> None:
+    """Whoever may read the configuration gets the names of its accounts after `dlr-buffer pause`."""
+    line = (
+        ". /usr/local/share/bash-completion/completions/dlr-buffer; COMP_WORDS=(dlr-buffer pause ''); COMP_CWORD=2;"
+        " _shtab_dlr_buffer; echo ${COMPREPLY[@]}"
+    )
+    assert service.ask("bash", "-c", line) == "default"
+
+
+@pytest.mark.parametrize("page", [["dlr-buffer"], ["dlr-buffer", "status"], ["5", "dlr-buffer-config"]])
+def test_manual_pages_are_found(service: Machine, page: list[str]) -> None:
+    """`man` finds the pages of the program, of a command and of the configuration, without an index made anew."""
+    if service.run("man", "--version").returncode:
+        pytest.skip("man-db is not installed")
+    assert "/usr/local/share/man/" in service.ask(
+        "man", "--where", *page
+    ) or "/usr/local/man/" in service.ask("man", "--where", *page)
 
 
 @pytest.mark.parametrize(
@@ -383,19 +438,36 @@ def test_an_install_that_cannot_work_is_refused(machine: Machine, user: str, giv
 
 def test_uninstall_leaves_queue_and_configuration(service: Machine) -> None:
     """Program, link and unit go and the service stops; queue, configuration and user stay. Twice does no harm."""
-    # The last test of this file: the service is gone after it.
+    # The last but one of this file: the service is gone after it.
     pid = service.facts(UNIT, "MainPID")["MainPID"]
+    refused = service.run("make", "uninstall", "PURGE=maybe", cwd="/share/project")
+    assert refused.returncode != 0
+    assert "PURGE is yes" in refused.stdout
     for _ in range(2):
-        done = service.run("make", "uninstall", cwd="/share/project")
+        done = service.run("bash", "-c", UNINSTALL.removeprefix("sudo "), cwd="/share/project")
         assert done.returncode == 0, done.stdout
+        assert "PURGE=yes" in done.stdout
     assert service.run("ps", "-p", pid).returncode != 0
     assert service.facts(UNIT, "LoadState") == {"LoadState": "not-found"}
     for gone in ("/opt/dlr-buffer", "/usr/local/bin/dlr-buffer", f"{UNITS}/{UNIT}"):
         assert service.run("ls", "-d", gone).returncode != 0
     assert service.ask("find", "/etc/systemd/system", UNITS, "-name", "dlr-buffer*.service") == ""
     assert service.ask("find", "/etc/systemd/system", UNITS, "-name", "dlr-buffer*.socket") == ""
+    found = service.ask("find", "/etc", "/run", "/usr/local", "-name", "*dlr-buffer*").splitlines()
+    # The drop-in is an admin's, as far as anybody can tell.
+    assert sorted(found) == [ETC, f"/etc/systemd/system/{UNIT}.d"]
     service.ask("ls", f"{ETC}/config.toml", f"{ETC}/default.password", "/var/lib/dlr-buffer/queue.db")
     service.ask("id", "dlr-buffer")
+
+
+def test_purge_leaves_nothing(machine: Machine, tried: list[Tried]) -> None:
+    """Asked for in so many words, queue, configuration, user and groups go as well. Twice does no harm."""
+    for _ in range(2):
+        done = machine.run("bash", "-c", PURGE.removeprefix("sudo "), cwd="/share/project")
+        assert done.returncode == 0, done.stdout
+    assert machine.run("ls", "-d", ETC, "/var/lib/dlr-buffer").stdout.count("No such file") == 2
+    for kind in ("passwd", "group"):
+        assert "dlr-buffer" not in machine.ask("getent", kind)
 
 
 def _try(machine: Machine, block: Block, step: str) -> Tried:

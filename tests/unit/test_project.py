@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dlr_buffer"
 LOCKS = ("requirements.txt", "requirements-dev.txt")
+BUILD_LOCK = "requirements-build.txt"
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_a_breach_of_the_layers_is_found(project: Path, module: str, line: str, 
     assert broken[0].startswith(contract)
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, BUILD_LOCK])
 def test_a_lock_names_no_host(name: str) -> None:
     """Where packages come from is the installing machine's choice: no address and no option stands in a lock."""
     text = (ROOT / name).read_text()
@@ -84,12 +85,12 @@ def test_a_lock_names_no_host(name: str) -> None:
     assert not re.search(r"(?:^|\s)/\w+/", text)
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, BUILD_LOCK])
 def test_every_pin_has_hashes(name: str) -> None:
     """Nothing is installed that was not reviewed: each entry is an exact version with at least one hash."""
     text = (ROOT / name).read_text()
     entries = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
-    assert len(entries) > 20
+    assert len(entries) > (5 if name == BUILD_LOCK else 20)
     for entry in entries:
         assert re.match(r"[a-z0-9-]+==\S+ \\\n    --hash=sha256:[0-9a-f]{64}", entry), entry[:80]
 
@@ -114,6 +115,35 @@ def test_the_locks_have_what_pyproject_asks_for() -> None:
         assert direct == {re.split(r"[<>=]", requirement)[0] for requirement in requirements}
 
 
+def test_the_build_is_pinned() -> None:
+    """The build backend and what writes manual pages are in a lock, whose pins fit beside those of the others."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = project["build-system"]["requires"] + project["dependency-groups"]["build"]
+    pins = dict(re.findall(r"^(\S+)==(\S+) \\$", (ROOT / BUILD_LOCK).read_text(), flags=re.MULTILINE))
+    assert {re.split(r"[<>=]", requirement)[0] for requirement in asked} <= set(pins)
+    others = dict(re.findall(r"^(\S+)==(\S+) \\$", (ROOT / LOCKS[1]).read_text(), flags=re.MULTILINE))
+    assert {name: version for name, version in pins.items() if others.get(name, version) != version} == {}
+
+
+@pytest.mark.parametrize("file", ["Makefile", "systemd/install.sh", "debian/rules", "Containerfile"])
+def test_no_installation_fetches_what_is_not_pinned(file: str) -> None:
+    """Each call of pip either checks hashes or installs a single thing without what it depends on, or to build it."""
+    text = re.sub(r"\\\n\s*", " ", (ROOT / file).read_text())
+    calls = [
+        call
+        for call in re.split(r"&&|\|\||\n", text)
+        if re.search(r"(PIP\)|-m pip)(?: .*?)? (install|wheel) |^pip_install ", call)
+        # install.sh's own function, and pip itself where Python brings none.
+        and '"$@"' not in call
+        and "install --quiet pip;" not in call
+    ]
+    assert len(calls) >= 2
+    for call in calls:
+        assert "--require-hashes" in call or "--no-deps" in call, call
+        # What is not a wheel already is built, by a backend that must not be fetched for it.
+        assert "--require-hashes" in call or ".whl" in call or "--no-build-isolation" in call, call
+
+
 @pytest.mark.parametrize(
     ("python", "said"),
     [
@@ -124,7 +154,7 @@ def test_the_locks_have_what_pyproject_asks_for() -> None:
 def test_an_unfit_python_is_refused_before_anything_is_made(tmp_path: Path, python: str, said: str) -> None:
     """`make` says what is wrong with the Python it was given, and leaves nothing behind."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in (*LOCKS, "pyproject.toml"):
+    for name in (*LOCKS, BUILD_LOCK, "pyproject.toml"):
         (tmp_path / name).touch()
     old = tmp_path / "python3.9"
     # Answers as a Python 3.9 would: its version when asked for it, failure when asked whether it is new enough.
