@@ -18,6 +18,7 @@ import random
 import resource
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -487,15 +488,7 @@ class Daemon:
     def _plan(self, account: AccountSettings, trust: SystemTrust) -> AccountPlan:
         retry, batch = account.retry, account.batch
         wait = partial(backoff_ms, initial_ms=retry.initial_ms, max_ms=retry.max_ms, rng=self._rng)
-        upstream = UpstreamSettings(
-            url=account.url,
-            login=account.login.reveal(),
-            password=account.password.reveal(),
-            form=account.parameters == "form",
-            timeout_ms=account.timeout_ms,
-            concurrency=account.concurrency,
-            proxy=_proxy(account),
-        )
+        upstream = upstream_settings(account)
         settings = FlushSettings(
             name=account.name,
             health=HealthSettings(
@@ -513,11 +506,7 @@ class Daemon:
             rate_limit=account.rate_limit,
             paused=self.store.paused(account.name),
         )
-        context, fingerprint = None, ""
-        if account.url.startswith("https:"):
-            context, fingerprint = account.tls.context, account.tls.fingerprint
-            if context is None:
-                context, fingerprint = trust.context(account.tls.min_version)
+        context, fingerprint = trust_for(account, trust)
         connect = partial(
             SmartswitchClient,
             upstream,
@@ -765,6 +754,28 @@ def _retention_settings(configuration: Configuration) -> RetentionSettings:
     return RetentionSettings(
         acknowledged_ms=configuration.retention.acknowledged_ms, dead_ms=configuration.retention.dead_ms
     )
+
+
+def upstream_settings(account: AccountSettings) -> UpstreamSettings:
+    """Return what the client of an account needs of its configuration; it holds the credentials."""
+    return UpstreamSettings(
+        url=account.url,
+        login=account.login.reveal(),
+        password=account.password.reveal(),
+        form=account.parameters == "form",
+        timeout_ms=account.timeout_ms,
+        concurrency=account.concurrency,
+        proxy=_proxy(account),
+    )
+
+
+def trust_for(account: AccountSettings, trust: SystemTrust) -> tuple[ssl.SSLContext | None, str]:
+    """Return whom an account's connections trust, None without TLS, and a fingerprint that differs when they do."""
+    if not account.url.startswith("https:"):
+        return None, ""
+    if account.tls.context is not None:
+        return account.tls.context, account.tls.fingerprint
+    return trust.context(account.tls.min_version)
 
 
 class _Tick:

@@ -1,4 +1,4 @@
-"""What a disk does on its own: where a folder lies, how long a sync takes, how many rows SQLite commits on it.
+"""What a disk does on its own: how long a sync takes, how many rows SQLite commits on it.
 
 Nothing of the daemon is involved: these are the bounds that it works within.
 """
@@ -6,47 +6,15 @@ Nothing of the daemon is involved: these are the bounds that it works within.
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 _PAGE = b"\0" * 4096
 _PAGES = 1000
 """So many are written before the first is written again, as in a log that is checkpointed."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileSystem:
-    """A mounted file system, as ``/proc/self/mounts`` has it (proc_pid_mounts(5))."""
-
-    kind: str
-    source: str
-    mounted_at: str
-    options: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """A few words."""
-        return f"{self.kind} on {self.source}"
-
-
-def file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> FileSystem:
-    """Return the file system that ``folder`` is in; "unknown" where the kernel does not tell."""
-    best = FileSystem("unknown", "unknown", "", ())
-    place = folder.resolve()
-    try:
-        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        return best
-    for line in lines:
-        source, at, kind, options = map(_unescaped, line.split(" ")[:4])
-        # A later mount at the same place lies over the earlier one.
-        if place.is_relative_to(at) and len(at) >= len(best.mounted_at):
-            best = FileSystem(kind, source, at, tuple(options.split(",")))
-    return best
 
 
 def syncs(folder: Path, seconds: float) -> Iterator[float]:
@@ -88,7 +56,3 @@ def commits(database: Path, seconds: float) -> Iterator[float]:
             db.execute("INSERT INTO messages (message_id, at) VALUES (?, ?)", (str(number), time.time_ns()))
             yield time.perf_counter() - began
             number += 1
-
-
-def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlr_buffer.bench.disk import FileSystem
+from dlr_buffer.storage.file_systems import IN_MEMORY, ON_A_NETWORK, FileSystem
 
-_IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-_ON_A_NETWORK = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse.sshfs", "fuse.glusterfs", "afs"}
-)
 _WITHOUT_BARRIERS = frozenset({"nobarrier", "barrier=0", "barrier=none"})
 _TOO_QUICK_S = 0.000_05
 """Quicker than flash can be written: only a cache answers so."""
@@ -87,14 +83,14 @@ def _busy(figure: Figure) -> bool:
 def _durability(where: FileSystem, sync_s: float, preloaded: str) -> list[str]:
     if "eatmydata" in preloaded:
         return ["libeatmydata is preloaded: nothing is synced, and a power cut loses what was acknowledged."]
-    if where.kind in _IN_MEMORY:
+    if where.kind in IN_MEMORY:
         in_memory = (
             f"This folder is in memory ({where.kind}): what is acknowledged here is gone after a power cut or a"
             " reboot. Measure the disk that the queue lies on with --folder."
         )
         return [in_memory]
     sentences: list[str] = []
-    if where.kind in _ON_A_NETWORK:
+    if where.kind in ON_A_NETWORK:
         sentences.append(
             f"This folder is on a network ({where.kind}): SQLite's log needs the memory and the locks of one host. "
             "Put the queue on a local disk."

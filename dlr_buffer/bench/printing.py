@@ -9,9 +9,9 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from dlr_buffer.bench.disk import file_system
 from dlr_buffer.bench.limits import Figure, limits
 from dlr_buffer.bench.measuring import BULK, DRAIN, SINGLES, SYNCS, measure, workplace
+from dlr_buffer.storage.file_systems import file_system
 from dlr_buffer.throwaway import sigterm_interrupts
 
 

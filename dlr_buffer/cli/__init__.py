@@ -2,8 +2,8 @@
 
 `main` parses, runs one command and turns errors into exit codes. `parser` is the grammar, `connection` finds the
 daemon's sockets, `text` words numbers and times, `tables` draws; the commands are in `bulk` (register, report),
-`inspection` (status, list, show), `steering` (retry to resume), `database` (backup, check-db) and `service` (run,
-check-config, simulate, demo, bench), each imported only when it is run, so that a command starts without what the
+`inspection` (status, list, show), `steering` (retry to resume), `database` (backup, check-db), `doctor` and `service`
+(run, check-config, simulate, demo, bench), each imported only when it is run, so that a command starts without what the
 others need.
 """
 

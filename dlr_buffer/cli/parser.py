@@ -52,6 +52,17 @@ _RELOAD_HELP = """\
 _CHECK_HELP = """\
 The daemon may run: nothing is written, and nothing waits. Exit code 0 if all is well, 1 if something was found.
 """
+_DOCTOR_HELP = """\
+Each finding is ok, a note, a warning or an error, with what to do in the line below. Ask as root to have everything
+looked at; as another user it says what it could not look at. The daemon may run or not. Nothing is changed, and each
+account's server is only connected to: no login and no password is sent.
+
+--probe ACCOUNT sends one real request, with login and password: the state `enroute` for a message id that was made up,
+under the request_id 0, which the queue never uses. Smartswitch answers it with an error about the message, if the
+credentials are right, or takes it; it may write it down, and several wrong logins may lock an account there.
+
+Exit codes: 0 no error was found, 1 at least one was, 2 wrong usage.
+"""
 
 
 def build_parser(*, simulate: bool = True) -> argparse.ArgumentParser:
@@ -71,6 +82,7 @@ def build_parser(*, simulate: bool = True) -> argparse.ArgumentParser:
     _add_inspection(commands)
     _add_steering(commands)
     _add_database(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -319,6 +331,25 @@ def _add_database(commands: Commands) -> None:
         "--repair",
         action="store_true",
         help="mend what can be without losing anything (the daemon has to be stopped)",
+    )
+
+
+def _add_doctor(commands: Commands) -> None:
+    doctor = _command(
+        commands,
+        "doctor",
+        run="doctor.doctor",
+        help="look at the whole installation, and say in plain words what to mend",
+        epilog=_DOCTOR_HELP,
+    )
+    doctor.add_argument(
+        "--deep", action="store_true", help="look through the queue as `check-db --quick` does"
+    )
+    doctor.add_argument(
+        "--no-network", dest="network", action="store_false", help="do not connect to the accounts' servers"
+    )
+    doctor.add_argument(
+        "--probe", metavar="ACCOUNT", help="try its login and password with one made-up receipt (see below)"
     )
 
 

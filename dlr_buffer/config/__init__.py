@@ -7,7 +7,7 @@ them. Nothing here acts on a setting: sockets are bound, databases opened and ac
 """
 
 from dlr_buffer.config.description import describe, left_to_socket_units, restart_needed
-from dlr_buffer.config.reading import DEFAULT_PATH, load, parse
+from dlr_buffer.config.reading import DEFAULT_PATH, Survey, load, parse, survey
 from dlr_buffer.config.settings import (
     AccountSettings,
     ApiSettings,
@@ -39,6 +39,7 @@ __all__ = [
     "RetentionSettings",
     "RetrySettings",
     "Secret",
+    "Survey",
     "SystemTrust",
     "TlsSettings",
     "certificate_warnings",
@@ -48,4 +49,5 @@ __all__ = [
     "next_expiry_ms",
     "parse",
     "restart_needed",
+    "survey",
 ]

@@ -12,7 +12,8 @@ import os.path
 import pwd
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeGuard
@@ -81,7 +82,48 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:
 
     Password files are read too, and groups looked up. Raises ConfigurationError with everything that is wrong.
     """
-    chosen = path or Path(environ.get("DLR_BUFFER_CONFIG") or DEFAULT_PATH)
+    chosen = chosen_path(path, environ)
+    return parse(_text_of(chosen), environ, source=str(chosen))
+
+
+def chosen_path(path: Path | None, environ: Mapping[str, str]) -> Path:
+    """Return the file that `load` reads."""
+    return path or Path(environ.get("DLR_BUFFER_CONFIG") or DEFAULT_PATH)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A configuration as far as it can be read, for whoever looks for what is wrong."""
+
+    path: Path
+    configuration: Configuration | None
+    """With the defaults in place of what is wrong (a URL that is wrong is empty); None if the file can't be read."""
+    problems: tuple[Problem, ...]
+    files: Mapping[str, Path]
+    """Each file that an account names, by its dotted key, such as ``accounts.default.password_file``."""
+
+
+def survey(path: Path | None, environ: Mapping[str, str]) -> Survey:
+    """Read the configuration that `load` would read, whatever is wrong with it; raises nothing."""
+    chosen = chosen_path(path, environ)
+    try:
+        document = _document(_text_of(chosen), str(chosen))
+    except ConfigurationError as error:
+        return Survey(chosen, None, error.problems, {})
+    configuration, problems = _configuration(document, environ)
+    return Survey(
+        chosen, configuration, tuple(problems), dict(_files_of("accounts", document.get("accounts")))
+    )
+
+
+def _files_of(path: str, table: object) -> Iterator[tuple[str, Path]]:
+    for key, value in (table if isinstance(table, dict) else {}).items():
+        if isinstance(value, str) and value.startswith("/") and key.endswith(("_file", "_cert", "_key")):
+            yield f"{path}.{key}", Path(value)
+        yield from _files_of(f"{path}.{key}", value)
+
+
+def _text_of(chosen: Path) -> str:
     try:
         with chosen.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
@@ -93,11 +135,9 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Configuration:
     if len(content) > _MAX_FILE_BYTES:
         raise _failed(str(chosen), "is longer than 1 MiB; this is no configuration")
     try:
-        text = content.decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-    else:
-        return parse(text, environ, source=str(chosen))
     # Raised out here so that no exception in the chain holds the file's content.
     raise _failed(f"{chosen}:{line}", "is not UTF-8; save the file as UTF-8")
 
@@ -108,20 +148,28 @@ def parse(text: str, environ: Mapping[str, str], *, source: str = "configuration
     ``environ`` is asked for ``CREDENTIALS_DIRECTORY`` (systemd's LoadCredential=). Raises ConfigurationError with
     everything that is wrong.
     """
+    configuration, problems = _configuration(_document(text, source), environ)
+    if problems:
+        raise ConfigurationError(tuple(problems))
+    return configuration
+
+
+def _document(text: str, source: str) -> dict[str, object]:
     try:
-        document = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         failure = _syntax(str(error), text, source)
     except (ValueError, RecursionError):
         # A number of thousands of digits, or a thousand brackets.
         failure = _failed(source, "holds a number that is too long, or is nested too deeply")
-    else:
-        return _configuration(document, environ)
     # Raised out here: from Python 3.14 on the decoder's error holds the whole document, with the login.
     raise failure
 
 
-def _configuration(values: Mapping[str, object], environ: Mapping[str, str]) -> Configuration:
+def _configuration(
+    values: Mapping[str, object], environ: Mapping[str, str]
+) -> tuple[Configuration, list[Problem]]:
+    """Return what was read, with the defaults in place of what is wrong, and what is wrong."""
     problems: list[Problem] = []
     document = Table("", values, problems)
     api = _api(document.table("api"))
@@ -141,9 +189,7 @@ def _configuration(values: Mapping[str, object], environ: Mapping[str, str]) -> 
             f"must not be shorter than messages.validity_period ({write_duration(waiting)}): else a message could "
             "be forgotten while an app may still report it",
         )
-    if problems:
-        raise ConfigurationError(tuple(problems))
-    return configuration
+    return configuration, problems
 
 
 def _api(table: Table) -> ApiSettings:

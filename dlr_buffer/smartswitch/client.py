@@ -29,6 +29,7 @@ from dlr_buffer.clock import Clock
 from dlr_buffer.receipts import Receipt
 from dlr_buffer.smartswitch import wire
 from dlr_buffer.smartswitch.answers import Answer, HttpAnswer, Outage, classify
+from dlr_buffer.smartswitch.reachability import Reached
 from dlr_buffer.smartswitch.redaction import redactor
 from dlr_buffer.smartswitch.transport import (
     CutShort,
@@ -144,6 +145,23 @@ class SmartswitchClient:
         finally:
             if progress.repeated and self._on_repeat is not None:
                 self._on_repeat(len(receipts))
+
+    async def reach(self) -> Reached | Outage:
+        """Connect as for a request, TLS and all, and send nothing, neither login nor password.
+
+        Raises nothing but CancelledError; every failure is an `Outage`, in the words of `send`.
+        """
+        progress = Progress()
+        try:
+            async with asyncio.timeout(self._settings.timeout_ms / 1000), self._places:
+                return await self._transport.reach(self._origin, progress)
+        except TimeoutError:
+            if self._proxy is not None and not progress.connected:
+                return self._timed_out(progress)
+            seconds = self._settings.timeout_ms / 1000
+            return Outage("timeout", f"{self._peer} could not be connected to within {seconds:g} s")
+        except Exception as error:  # noqa: BLE001 - whatever httpx raises is translated here
+            return self._outage(error)
 
     async def aclose(self) -> None:
         """Close the connections; nothing may be under way."""

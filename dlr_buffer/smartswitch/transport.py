@@ -31,6 +31,8 @@ from typing import Final, cast
 import h11
 import httpx
 
+from dlr_buffer.smartswitch.reachability import Reached, encryption_of
+
 _KEEPALIVE_S: Final = 4.0
 """How long an idle connection is kept: less than the 5 s after which common servers close theirs."""
 _MOST_UNREAD_BYTES: Final = 256 * 1024
@@ -131,6 +133,15 @@ class Transport(httpx.AsyncBaseTransport):
             stream=_Body(connection, self._idle),
             extensions={"reason_phrase": head.reason, "connection": connection},
         )
+
+    async def reach(self, url: httpx.URL, progress: Progress) -> Reached:
+        """Connect to the origin as for a request, send nothing, and close again; raises as a request does."""
+        connection = await self._connect(url, progress)
+        try:
+            return connection.reached()
+        finally:
+            connection.abort()
+            await connection.closed
 
     async def aclose(self) -> None:
         """Close the idle connections, and return when they are closed."""
@@ -279,6 +290,15 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+    def reached(self) -> Reached:
+        """Say where it leads, and how it is encrypted."""
+        address = self._transport.get_extra_info("peername")
+        encrypted = self._transport.get_extra_info("ssl_object")
+        return Reached(
+            address=str(address[0]) if isinstance(address, tuple) else "unknown",
+            encryption=None if encrypted is None else encryption_of(encrypted),
+        )
 
     # --- an exchange
 

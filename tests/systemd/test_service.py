@@ -92,11 +92,15 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 def tried(machine: Machine) -> list[Tried]:
     """Run every step of the documents, in order; how each ended is judged by the tests."""
     results = []
+    entered: set[Section] = set()
     # The stand-in is part of the program, so it can only be started once that is installed.
     installed = blocks_of(ON_A_MACHINE[0])[-1].commands[-1]
     for block, step in STEPS:
         if block.section == Section("docs/operations.md", "Steer"):
             _leave_something_to_steer(machine)
+        if block.section not in entered:
+            entered.add(block.section)
+            _before(machine, block.section)
         results.append(_try(machine, block, step))
         if step == installed:
             _start_stand_in(machine)
@@ -131,6 +135,8 @@ def test_a_printed_command_works(tried: list[Tried], number: int) -> None:
             "dlr_buffer_receipts{",
         ),
         ("systemctl status dlr-buffer", "active (running)"),
+        ("sudo dlr-buffer doctor", "the daemon answers at the admin socket"),
+        ("sudo dlr-buffer doctor --no-network --deep", "nothing is wrong"),
         ("sudo dlr-buffer hold --account default --state unknown --dry-run", "1 receipt would be held"),
         ("sudo dlr-buffer hold --account default --state unknown --yes", "1 receipt held"),
         ("sudo dlr-buffer release --status held --yes", "1 receipt released"),
@@ -152,6 +158,20 @@ def test_all_that_the_documents_reported_reached_smartswitch(service: Machine) -
     assert states[("1561370632514", "delivered")] == "acknowledged"
     assert states[("to-be-steered", "unknown")] == "acknowledged"
     assert len(states) == len(receipts)
+
+
+def test_a_queue_that_was_moved_is_whole(service: Machine) -> None:
+    """On the new host there is every message and receipt that the old one had, and no request_id is used twice."""
+    messages, receipts = json.loads((service.share / "moved.json").read_text())
+    assert receipts
+    now = {row["request_id"]: row["message_id"] for row in _rows(service, "receipts")}
+    assert now.items() >= {row["request_id"]: row["message_id"] for row in receipts}.items()
+    assert {row["message_id"] for row in _rows(service, "messages")} >= {
+        row["message_id"] for row in messages
+    }
+    service.ask("dlr-buffer", "report", "came-after-the-move", "delivered")
+    (new,) = (row for row in _rows(service, "receipts") if row["message_id"] == "came-after-the-move")
+    assert int(new["request_id"]) > max(int(row["request_id"]) for row in receipts)
 
 
 def test_the_unit_verifies(service: Machine) -> None:
@@ -333,6 +353,100 @@ def test_no_password_is_seen(service: Machine) -> None:
     )
     assert "dlr-buffer run" in seen
     assert PASSWORD not in seen
+
+
+FRAGMENT = f"systemctl show --value --property=FragmentPath {UNIT}"
+# What is planted, how it is taken back, and which finding of which level says so.
+FAULTS = [
+    (f"chmod 0644 {ETC}/default.password", f"chmod 0640 {ETC}/default.password", "error", "0644"),
+    (f"chmod 0644 {ETC}/config.toml", f"chmod 0640 {ETC}/config.toml", "error", "every user of this machine"),
+    (
+        f"chown root:root {ETC}/config.toml",
+        f"chown root:dlr-buffer {ETC}/config.toml",
+        "error",
+        "can't be read by",
+    ),
+    ("chmod 0666 /run/dlr-buffer/client.sock", "chmod 0660 /run/dlr-buffer/client.sock", "error", "not 0660"),
+    (
+        "chown root /var/lib/dlr-buffer/queue.db",
+        "chown dlr-buffer /var/lib/dlr-buffer/queue.db",
+        "error",
+        "can't read and write it",
+    ),
+    (
+        f"sed -i 's/^NoNewPrivileges=yes/NoNewPrivileges=no/' $({FRAGMENT})",
+        f"sed -i 's/^NoNewPrivileges=no/NoNewPrivileges=yes/' $({FRAGMENT}) && systemctl daemon-reload",
+        "warning",
+        "it differs in NoNewPrivileges",
+    ),
+    (
+        f"systemctl disable {UNIT}",
+        f"systemctl enable {UNIT}",
+        "warning",
+        "after a reboot the daemon is not started",
+    ),
+    (
+        f"usermod --append --groups dlr-buffer {STRANGER}",
+        f"gpasswd --delete {STRANGER} dlr-buffer",
+        "warning",
+        STRANGER,
+    ),
+    (f"systemctl stop {UNIT}", f"systemctl start {UNIT}", "warning", "no daemon runs"),
+    (
+        f"systemctl stop {UNIT}; echo nonsense >>{ETC}/config.toml; systemctl start {UNIT}",
+        f"sed -i '$ d' {ETC}/config.toml && systemctl reset-failed {UNIT}; systemctl restart {UNIT}",
+        "error",
+        "is not TOML",
+    ),
+]
+
+
+@pytest.mark.parametrize(("plant", "take_back", "level", "words"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_doctor_finds_a_planted_fault(
+    service: Machine, plant: str, take_back: str, level: str, words: str
+) -> None:
+    """A sound service has no error; with the fault there is a finding of that level more, which says it."""
+    service.run("sh", "-c", plant)
+    try:
+        findings = _diagnosis(service)
+    finally:
+        service.ask("sh", "-c", take_back)
+    assert [each for each in findings if each["level"] == level and words in each["finding"]], findings
+    assert all(each["remedy"] for each in findings if each["level"] in ("warning", "error"))
+
+
+def test_doctor_finds_no_fault_in_a_sound_service(service: Machine) -> None:
+    """Whatever was planted before was taken back; the unit is the shipped one, and the daemon of this version."""
+    findings = _diagnosis(service)
+    assert [each["finding"] for each in findings if each["level"] == "error"] == []
+    sound = {each["check"] for each in findings if each["level"] == "ok"}
+    assert {
+        "config",
+        "file-mode",
+        "user",
+        "unit-state",
+        "unit-enabled",
+        "unit-file",
+        "socket",
+        "answer",
+    } <= sound
+    assert {"version", "queue", "queue-owner", "queue-lock", "space", "open-files"} <= sound
+
+
+def test_an_ordinary_user_is_told_what_was_not_looked_at(service: Machine) -> None:
+    """A stranger gets no error for what only root may see, but notes that say so, and no secret."""
+    done = service.run("dlr-buffer", "--json", "doctor", "--no-network", user=STRANGER)
+    findings = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stdout
+    hidden = [
+        each
+        for each in findings
+        if each["level"] == "note" and "sudo dlr-buffer doctor" in (each["remedy"] or "")
+    ]
+    places = " ".join(each["finding"] for each in hidden)
+    for place in (f"{ETC}/config.toml", "/var/lib/dlr-buffer", "admin.sock"):
+        assert place in places
+    assert PASSWORD not in done.stdout
 
 
 def test_installing_again_keeps_what_the_admin_wrote(service: Machine) -> None:
@@ -517,9 +631,29 @@ def _start_stand_in(machine: Machine) -> None:
     )
 
 
+def _before(machine: Machine, section: Section) -> None:
+    """Do what lies between two sections."""
+    if section == Section("docs/operations.md", "On the old host"):
+        (machine.share / "moved.json").write_text(
+            json.dumps([_rows(machine, "messages"), _rows(machine, "receipts")])
+        )
+    if section == Section("docs/operations.md", "On the new host"):
+        # From here on the machine is another host: of the old one's it has what was copied over, and the program.
+        machine.ask("rm", "-r", "/var/lib/dlr-buffer", ETC)
+
+
 def _leave_something_to_steer(machine: Machine) -> None:
     """Report an intermediate state while the account is paused (the README's last command), so that it waits."""
     machine.ask("dlr-buffer", "report", "to-be-steered", "unknown")
+
+
+def _diagnosis(machine: Machine) -> list[dict[str, Any]]:
+    """Return what doctor finds, the accounts' servers left out."""
+    done = machine.run("dlr-buffer", "--json", "doctor", "--no-network")
+    findings = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == int(any(each["level"] == "error" for each in findings)), done.stdout
+    assert PASSWORD not in done.stdout
+    return findings
 
 
 def _account(machine: Machine) -> Mapping[str, Any]:

@@ -866,7 +866,7 @@ class QueueCrowd(QueueLife):
             model.steer_receipts(action, request_ids[:end], ground.now)
             possible.append(model)
         with patch.object(queue_module, "CHUNK", SMALL_CHUNK):
-            work = ground.queue.steer_receipts(action, narrow, dry_run=False)
+            work = ground.queue.steer_receipts(action, narrow, by="ada", dry_run=False)
             await self.database.crash_amid(work, commits)
         await self._restart_as(possible, f"no beginning of {action} {narrow}")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dlr_buffer.bench.disk import FileSystem
 from dlr_buffer.bench.limits import Figure, limits
+from dlr_buffer.storage.file_systems import FileSystem
 
 EXT4 = FileSystem("ext4", "/dev/sda1", "/", ("rw", "relatime"))
 

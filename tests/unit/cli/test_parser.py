@@ -19,7 +19,19 @@ from dlr_buffer.receipts import ReceiptStatus
 
 COMMANDS = [
     *("run", "check-config", "register", "report", "status", "list", "show", "retry", "hold", "release"),
-    *("expire", "delete", "pause", "resume", "expiry", "simulate", "demo", "bench", "backup", "check-db"),
+    *(
+        "expire",
+        "delete",
+        "pause",
+        "resume",
+        "expiry",
+        "simulate",
+        "demo",
+        "bench",
+        "backup",
+        "check-db",
+        "doctor",
+    ),
 ]
 
 
