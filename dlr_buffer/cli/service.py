@@ -17,7 +17,7 @@ _LOOK_EVERY_S = 0.05
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon until it is told to stop."""
-    from dlr_buffer.daemon import run_daemon
+    from dlr_buffer.daemon.running import run_daemon
 
     return run_daemon(args.config)
 

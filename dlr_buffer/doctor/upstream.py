@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from dlr_buffer.clock import SystemClock
 from dlr_buffer.config import AccountSettings, SystemTrust
-from dlr_buffer.daemon import trust_for, upstream_settings
+from dlr_buffer.daemon.provision import trust_for, upstream_settings
 from dlr_buffer.doctor.findings import Finding, error, note, ok, warning
 from dlr_buffer.messages import MessageState
 from dlr_buffer.receipts import Receipt, ReceiptStatus

@@ -330,14 +330,14 @@ def test_no_core_dump_is_left(site: Site) -> None:
 
 _DIES = """
 import os, resource, sys
-from dlr_buffer.daemon import _leave_no_core
+from dlr_buffer.daemon.running import leave_no_core
 secret = "".join(["ca", "nary-", str(4711 * 4711)])
 _, most = resource.getrlimit(resource.RLIMIT_CORE)
 resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 # As where the kernel pipes dumps into a program, which the limit does not concern.
 resource.setrlimit = lambda _limit, _values: None
 if sys.argv[1] == "kept":
-    _leave_no_core()
+    leave_no_core()
 os.abort()
 """
 

@@ -175,9 +175,9 @@ async def test_from_socket_to_smartswitch(site: Site) -> None:
             assert status["accounts"][0]["health"] == "open"
             assert (await site.call("GET", "/healthz")).status_code == 200
             assert "dlr_buffer_acknowledged_total 3.0" in (await site.call("GET", "/metrics")).text
-            assert daemon.facts().alarms == ()
+            assert daemon.vitals.facts().alarms == ()
             daemon.metrics.sample(site.clock.monotonic_ms())
-            assert daemon.facts().totals["acknowledged"] == 3
+            assert daemon.vitals.facts().totals["acknowledged"] == 3
 
 
 @on_loop
@@ -217,7 +217,7 @@ async def test_a_second_daemon_is_refused_and_leaves_nothing(site: Site) -> None
         with pytest.raises(StoreUnavailable, match=r"another dlr-buffer \(process \d+\) holds the queue"):
             await site.daemon(other).start()
         assert sorted(each.name for each in site.folder.iterdir()) == ["admin.sock", "client.sock"]
-        assert first.problems() == ()
+        assert first.vitals.problems() == ()
         assert (await site.call("GET", "/healthz")).status_code == 200
 
 
@@ -266,7 +266,7 @@ async def test_reload_adds_and_removes_accounts(site: Site) -> None:
             await daemon.reload(site.configuration())
             assert health(daemon, "second") is HealthState.UNCONFIGURED
             assert pending(daemon, "second") == 1
-            assert any("second is unconfigured" in alarm for alarm in daemon.facts().alarms)
+            assert any("second is unconfigured" in alarm for alarm in daemon.vitals.facts().alarms)
             answer = await site.call(
                 "POST", "/v1/messages", {"message_id": "m3", "account": "second"}, admin=False
             )
@@ -290,7 +290,7 @@ async def test_corrected_credentials_are_probed_at_once(site: Site, caplog: pyte
         async with site.running(wrong) as daemon:
             await site.report("m1", "m2", "m3")
             await eventually(lambda: health(daemon) is HealthState.SUSPENDED)
-            (alarm,) = daemon.facts().alarms
+            (alarm,) = daemon.vitals.facts().alarms
             assert "default is suspended: authentication" in alarm
             await daemon._housekeeping()
             before = simulator.record.requests
@@ -315,7 +315,7 @@ async def test_a_pause_outlives_a_restart(site: Site) -> None:
             await site.report("m1")
         async with site.running() as daemon:
             assert health(daemon) is HealthState.PAUSED
-            assert daemon.facts().alarms == ()
+            assert daemon.vitals.facts().alarms == ()
             await daemon.reload(site.configuration())
             assert health(daemon) is HealthState.PAUSED
             assert simulator.record.requests == 0
@@ -374,12 +374,12 @@ async def test_outage_and_recovery_by_the_clock(site: Site) -> None:
         async with site.running() as daemon:
             await site.report("m1")
             await eventually(lambda: health(daemon) is HealthState.BACKING_OFF)
-            assert any("backing-off: http-503" in alarm for alarm in daemon.facts().alarms)
-            assert daemon.problems() == ()
+            assert any("backing-off: http-503" in alarm for alarm in daemon.vitals.facts().alarms)
+            assert daemon.vitals.problems() == ()
             simulator.settings = SimulatorSettings()
             site.clock.advance(60_000)
             await eventually(lambda: not pending(daemon))
-            assert daemon.facts().alarms == ()
+            assert daemon.vitals.facts().alarms == ()
 
 
 @on_loop
@@ -392,7 +392,7 @@ async def test_alarms_say_what_is_wrong(site: Site) -> None:
         await daemon.expiry.sweep()
         site.clock.leap(2 * HOUR)
         await daemon.expiry.sweep()
-        disk, clock = daemon.facts().alarms
+        disk, clock = daemon.vitals.facts().alarms
         assert "507" in disk
         assert "expiry is stopped: the wall clock leapt forward" in clock
         assert (await site.call("GET", "/healthz")).status_code == 200
@@ -400,7 +400,7 @@ async def test_alarms_say_what_is_wrong(site: Site) -> None:
         answer = await site.call("POST", "/v1/messages", {"message_id": "m"}, admin=False)
         assert answer.status_code == 507
         assert (await site.call("POST", "/v1/expiry/resume")).status_code == 200
-        assert len(daemon.facts().alarms) == 1
+        assert len(daemon.vitals.facts().alarms) == 1
 
 
 @on_loop
@@ -415,12 +415,12 @@ async def test_a_flusher_that_ended_makes_the_daemon_unhealthy(
 
         monkeypatch.setattr(daemon.store, "claim", claim)
         await site.report("m")
-        await eventually(daemon.problems)
+        await eventually(daemon.vitals.problems)
         answer = await site.call("GET", "/healthz")
         assert answer.status_code == 503
         assert "default" in answer.text
         assert "dlr_buffer_unhealthy 1.0" in (await site.call("GET", "/metrics")).text
-        assert any("LookupError" in alarm for alarm in daemon.facts().alarms)
+        assert any("LookupError" in alarm for alarm in daemon.vitals.facts().alarms)
 
 
 @on_loop
@@ -449,19 +449,19 @@ async def test_commits_that_fail_make_the_daemon_unhealthy(site: Site) -> None:
         )
         with closing(sqlite3.connect(site.database, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            assert daemon.problems() == ()
+            assert daemon.vitals.problems() == ()
             refused = await site.call("POST", "/v1/messages", {"message_id": "m"}, admin=False)
             assert refused.status_code == 503
-            (problem,) = daemon.problems()
+            (problem,) = daemon.vitals.problems()
             assert "the last commit failed" in problem
             assert "locked by another program" in problem
-            assert daemon.facts().alarms == (problem,)
+            assert daemon.vitals.facts().alarms == (problem,)
             answer = await site.call("GET", "/healthz", admin=False)
             assert answer.status_code == 503
             assert "locked by another program" in (await site.call("GET", "/healthz")).text
             other.execute("ROLLBACK")
         assert (await site.call("POST", "/v1/messages", {"message_id": "m"}, admin=False)).status_code == 201
-        assert daemon.problems() == ()
+        assert daemon.vitals.problems() == ()
         assert (await site.call("GET", "/healthz", admin=False)).status_code == 200
         assert not daemon.failed.is_set()
 
@@ -478,26 +478,26 @@ async def test_an_old_receipt_raises_an_alarm_and_stays(site: Site) -> None:
             await site.report("m", account=name)
         site.clock.advance(day)
         await daemon._housekeeping()
-        assert daemon.facts().alarms == ()
+        assert daemon.vitals.facts().alarms == ()
         site.clock.advance(1)
-        (alarm,) = daemon.facts().alarms
+        (alarm,) = daemon.vitals.facts().alarms
         assert (
             "account short: its oldest receipt has waited to be sent since 2027-01-15T08:00:00.000Z" in alarm
         )
-        assert daemon.problems() == ()
+        assert daemon.vitals.problems() == ()
         await daemon.reload(site.configuration())
-        assert not any("oldest receipt" in each for each in daemon.facts().alarms), (
+        assert not any("oldest receipt" in each for each in daemon.vitals.facts().alarms), (
             "removed: the default lifetime"
         )
         site.clock.advance(6 * day)
         await daemon._housekeeping()
-        old = [each for each in daemon.facts().alarms if "oldest receipt" in each]
+        old = [each for each in daemon.vitals.facts().alarms if "oldest receipt" in each]
         assert [each.split(":")[0] for each in old] == ["account default", "account short"]
         assert pending(daemon, "default") == pending(daemon, "short") == 1
         ids = [receipt["request_id"] for receipt in (await site.call("GET", "/v1/receipts")).json()["items"]]
         await site.call("POST", "/v1/receipts/delete", {"request_ids": ids})
         await daemon._housekeeping()
-        assert not any("oldest receipt" in each for each in daemon.facts().alarms)
+        assert not any("oldest receipt" in each for each in daemon.vitals.facts().alarms)
 
 
 @on_loop
@@ -531,7 +531,7 @@ async def test_a_stopped_clock_stops_retention(site: Site) -> None:
             await eventually(lambda: not pending(daemon))
             site.clock.leap(9000 * HOUR)
             assert await daemon.retention.sweep() == 0
-            assert any("expiry is stopped" in alarm for alarm in daemon.facts().alarms)
+            assert any("expiry is stopped" in alarm for alarm in daemon.vitals.facts().alarms)
             assert (await site.call("GET", "/v1/messages/m")).status_code == 200
             await site.call("POST", "/v1/expiry/resume")
             assert await daemon.retention.sweep() == 1
@@ -552,14 +552,14 @@ async def test_a_database_that_hangs_is_noticed(site: Site) -> None:
         try:
             await asyncio.to_thread(hangs.wait, 60)
             await daemon._housekeeping()
-            assert daemon.problems() == ()
+            assert daemon.vitals.problems() == ()
             await daemon._housekeeping()
-            assert any("has not finished anything" in problem for problem in daemon.problems())
+            assert any("has not finished anything" in problem for problem in daemon.vitals.problems())
         finally:
             goes_on.set()
         await hanging
         await daemon._housekeeping()
-        assert daemon.problems() == ()
+        assert daemon.vitals.problems() == ()
 
 
 @on_loop
@@ -590,11 +590,11 @@ async def test_the_status_line_names_troubled_accounts(site: Site) -> None:
         await daemon.flusher.pause("default")
         await site.report("m")
         await site.call("POST", "/v1/messages", {"message_id": "n"}, admin=False)
-        assert daemon._status_line() == "1 message waiting, 1 receipt pending, 0 dead; default paused"
+        assert daemon.vitals.status_line() == "1 message waiting, 1 receipt pending, 0 dead; default paused"
         await daemon._housekeeping()
         site.clock.advance(3 * 60_000)
         await daemon.reload_from(unreadable)
-        assert daemon._status_line() == (
+        assert daemon.vitals.status_line() == (
             "1 message waiting, 1 receipt pending (oldest 3 min), 0 dead; default paused, last reload failed"
         )
 
@@ -612,13 +612,13 @@ async def test_a_reload_that_failed_is_an_alarm(site: Site, caplog: pytest.LogCa
         await daemon.reload_from(unreadable)
         assert daemon.configuration is before
         assert "not reloaded, the old configuration stays" in caplog.text
-        (alarm,) = daemon.facts().alarms
+        (alarm,) = daemon.vitals.facts().alarms
         assert alarm.endswith("a.b: is no key; c: is none either")
         shown = (await site.call("GET", "/v1/status")).json()["configuration"]
         assert (shown["reloads"], shown["error"]) == (1, "a.b: is no key; c: is none either")
         assert "dlr_buffer_reload_failed 1.0" in (await site.call("GET", "/metrics")).text
         await daemon.reload_from(site.configuration)
-        assert daemon.facts().alarms == ()
+        assert daemon.vitals.facts().alarms == ()
         shown = (await site.call("GET", "/v1/status")).json()["configuration"]
         assert (shown["reloads"], shown["error"]) == (2, None)
         assert "dlr_buffer_reload_failed 0.0" in (await site.call("GET", "/metrics")).text

@@ -132,11 +132,11 @@ async def test_a_log_that_cannot_be_written_is_an_alarm(site: Site) -> None:
         try:
             log.apply("info", "json")
             daemon = site.daemon(site.configuration(log=LogSettings("info", "json")))
-            daemon._log = log
+            daemon.vitals.log = log
             await daemon.start()
             try:
                 await site.report("m")
-                (alarm,) = [each for each in daemon.facts().alarms if "the log" in each]
+                (alarm,) = [each for each in daemon.vitals.facts().alarms if "the log" in each]
                 assert "No space left on device" in alarm
                 assert await metric(site, "dlr_buffer_log_lines_lost") >= 1
             finally:

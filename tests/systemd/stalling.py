@@ -65,7 +65,7 @@ class StallingDaemon(Daemon):
 
 
 if __name__ == "__main__":
-    from dlr_buffer import daemon as daemon_module
+    from dlr_buffer.daemon import running
 
-    daemon_module.Daemon = StallingDaemon  # type: ignore[misc]
+    running.Daemon = StallingDaemon  # type: ignore[attr-defined]
     sys.exit(main())

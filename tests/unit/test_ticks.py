@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from dlr_buffer.daemon import _Tick
+from dlr_buffer.daemon.ticking import Tick
 from tests.clocks import FakeClock
 from tests.loops import on_loop
 
@@ -27,7 +27,7 @@ def test_a_tick_under_way_at_the_end_is_no_error(caplog: pytest.LogCaptureFixtur
                 ended.set()
 
         scheduler = AsyncIOScheduler(timezone="UTC")
-        scheduler.add_job(_Tick("work", work, FakeClock()).run)
+        scheduler.add_job(Tick("work", work, FakeClock()).run)
         scheduler.start()
         await begun.wait()
         scheduler.shutdown(wait=False)

@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from dlr_buffer.config import AccountSettings, Secret
-from dlr_buffer.daemon import upstream_settings
+from dlr_buffer.daemon.provision import upstream_settings
 from dlr_buffer.doctor.findings import Level
 from dlr_buffer.doctor.upstream import (
     Connect,
