@@ -80,6 +80,7 @@ def reload(args: argparse.Namespace) -> int:
             time.sleep(_LOOK_EVERY_S)
     if told["error"] is not None:
         raise exits.NotReloaded(f"the configuration before holds: {told['error']}")
+    print("reloaded: the daemon goes by the configuration as it is now")
     return exits.OK
 
 
