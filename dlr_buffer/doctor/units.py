@@ -250,9 +250,7 @@ def shipped_units(folders: Sequence[Path] = _SHIPPED) -> dict[str, str]:
     return {}
 
 
-def difference_findings(
-    units: Mapping[str, Properties], shipped: Mapping[str, str], *, remedy: str = "sudo make install"
-) -> Iterator[Finding]:
+def difference_findings(units: Mapping[str, Properties], shipped: Mapping[str, str]) -> Iterator[Finding]:
     """Compare the installed units with the shipped ones; drop-ins are not looked at, nor where the program lies."""
     for name, unit in units.items():
         path = Path(unit.get("FragmentPath", ""))
@@ -266,8 +264,13 @@ def difference_findings(
         yield warning(
             "unit-file",
             f"{path} is not the one that this version brings; it differs in {listed}",
-            f"{remedy} writes it anew; keep changes of your own in a drop-in: sudo systemctl edit {name}",
+            f"{_reinstall(path)} writes it anew; keep changes of your own in a drop-in: sudo systemctl edit {name}",
         )
+
+
+def _reinstall(unit: Path) -> str:
+    packaged = any(unit.is_relative_to(folder) for folder in ("/lib/systemd", "/usr/lib/systemd"))
+    return "sudo apt-get install --reinstall dlr-buffer" if packaged else "sudo make install"
 
 
 _MOST_NAMED: Final = 6
