@@ -23,7 +23,7 @@ import asyncio
 import logging
 import math
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, assert_never
@@ -66,7 +66,8 @@ class AccountFlusher:
         self._exchanges: dict[asyncio.Task[None], Upstream] = {}
         self._writing: set[asyncio.Task[None]] = set()
         """Exchanges that are over, all acknowledged, and being written: the next request need not wait for that."""
-        self._in_flight: set[int] = set()
+        self._in_flight: Counter[int] = Counter()
+        """Receipts, and how many exchanges have each: one may be sent again before its last exchange has ended."""
         self._loop_task: asyncio.Task[None] | None = None
         self._fresh_turn = True
         self._behind = 0
@@ -217,7 +218,7 @@ class AccountFlusher:
                     started_over = True
                 await self._release_acquitted()
                 until = await self._start_exchanges()
-                if not self._in_flight.issuperset(self._judge.acquitted):
+                if not all(each in self._in_flight for each in self._judge.acquitted):
                     self._wake.set()
             except DlrBufferError as error:
                 self._say("store", f"cannot read the queue, trying again: {error}", event=Event.COMMIT_FAILED)
@@ -296,8 +297,11 @@ class AccountFlusher:
     def _exchange_done(self, work: Work, exchange: asyncio.Task[None]) -> None:
         self._exchanges.pop(exchange, None)
         self._writing.discard(exchange)
-        self._in_flight.difference_update(work.request_ids)
-        self._judge.asides.land(work.request_ids)
+        for each in work.request_ids:
+            self._in_flight[each] -= 1
+            if not self._in_flight[each]:
+                del self._in_flight[each]
+        self._judge.asides.land(each for each in work.request_ids if each not in self._in_flight)
         self._wake.set()
         if not exchange.cancelled() and (error := exchange.exception()) is not None:
             self._say_fault(error)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -17,6 +20,7 @@ from tests.integration.flusher.bench import (
     MINUTE,
     SECOND,
     bad_ones,
+    entries,
     flush_settings,
     flushing,
     ok,
@@ -187,12 +191,45 @@ async def test_who_is_still_in_flight_is_given_back_when_it_lands(path: Path) ->
         assert await bench.queue.claim() == ids
         await come_back(bench.queue, ids, ids)
         flusher = bench.flusher
-        flusher._in_flight = {ids[0]}
+        flusher._in_flight.update([ids[0]])
         flusher._judge.acquitted = list(ids)
         await flusher._release_acquitted()
         assert await bench.queue.claim() == ids[1:]
-        flusher._in_flight = set()
+        flusher._in_flight.clear()
         await flusher._release_acquitted()
         assert flusher._judge.acquitted == []
         assert await bench.queue.claim() == ids[:1]
         await bench.queue.settle(acknowledged=ids)
+
+
+@on_loop
+async def test_what_is_on_the_wire_again_before_its_last_exchange_has_ended_stays_in_flight(
+    path: Path,
+) -> None:
+    """An exchange that ends late takes nothing away from the one that has its receipt by then."""
+    async with flushing(path, flush_settings(concurrency=2)) as bench:
+        store, late = bench.queue.store, asyncio.Event()
+        settle = store.settle
+
+        async def settle_and_tarry(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as the store's own
+            settled = await settle(*arguments, **named)
+            await late.wait()
+            return settled
+
+        with patch.object(store, "settle", settle_and_tarry):
+            bench.upstream.answer = lambda receipts: entries(
+                receipts, lambda each: BAD if each.message_id == "bad" else None
+            )
+            bad, _ = await bench.report("bad", "good")
+            await bench.idle()
+        # It is refused, and due again, while the task of its first exchange has not come to its end yet.
+        bench.upstream.gate.clear()
+        await bench.pass_time(2 * SECOND)
+        assert bench.upstream.names[1:] == [["bad"]]
+        late.set()
+        await bench.idle()
+        assert bench.flusher.view().in_flight_receipts == 1
+        bench.flusher._judge.acquitted.append(bad)
+        bench.flusher.arrived(1)
+        await bench.idle()
+        assert bench.upstream.names[1:] == [["bad"]]
