@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from dlr_buffer.doctor.units import (
     shipped_units,
     socket_unit_findings,
 )
+from tests.documents import ROOT
 from tests.unit.doctor.findings_of import told
 
 SOUND = {
@@ -166,6 +168,17 @@ def test_the_shipped_units_are_found(tmp_path: Path) -> None:
     (tmp_path / SERVICE).write_text("[Unit]\n")
     assert shipped_units((tmp_path / "no", tmp_path)) == {SERVICE: "[Unit]\n"}
     assert shipped_units((tmp_path / "no",)) == {}
+
+
+def test_the_wheel_takes_every_unit_along() -> None:
+    """A unit that is added is compared too, where the project's folder is not at hand."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    shared = build["targets"]["wheel"]["shared-data"]
+    here = {
+        f"systemd/{name}": f"share/dlr-buffer/systemd/{name}" for name in shipped_units((ROOT / "systemd",))
+    }
+    assert len(here) == len(units.SOCKETS) + 1
+    assert shared == here
 
 
 def test_without_systemd_nothing_is_asked(tmp_path: Path) -> None:
