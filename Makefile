@@ -41,7 +41,7 @@ define install
 		exit 1; }
 endef
 
-.PHONY: help demo test crash bench bench-full check format lock clean install uninstall deb
+.PHONY: help demo test test-long crash bench bench-full check format lock clean install uninstall deb
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -56,6 +56,9 @@ test: $(DEV) ## run the whole test suite
 # The seed of a campaign is printed; give it again to repeat it, as far as time lets it.
 crash: $(DEV) ## kill a daemon under load N times (25) and prove that nothing is lost (SEED=…)
 	@$(BIN)/python -m tests.crash --kills $(N) $(if $(SEED),--seed $(SEED))
+
+test-long: $(DEV) ## run it with more of the same: more lives of a queue, more points to kill at (an hour and more)
+	@DLR_BUFFER_TESTS_LONG=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(BENCH) ## measure in under ten minutes and rewrite the tables of docs/performance.md
 	@$(BIN)/python -m benchmarks

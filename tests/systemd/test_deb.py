@@ -19,6 +19,7 @@ import pytest
 from dlr_buffer import __version__
 from tests.checkout import copy_project
 from tests.documents import WITH_THE_PACKAGE, blocks_of
+from tests.extent import LONG
 from tests.systemd.machine import Machine, eventually, unfit
 
 pytestmark = pytest.mark.timeout(600)  # whichever test comes first builds the package
@@ -164,6 +165,7 @@ def test_the_package_has_what_it_needs_and_no_tools(package: Path) -> None:
         assert f"/site-packages/{library}*\n" in copyright_
 
 
+@pytest.mark.skipif(not LONG, reason="a part of `make test-long`")
 def test_a_build_elsewhere_gives_the_same_bytes(
     package: Path, rebuilding: subprocess.Popen[str], elsewhere: Path
 ) -> None:

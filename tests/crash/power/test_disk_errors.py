@@ -5,6 +5,7 @@ A sync that failed is told once by Linux, and what it should have written is not
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.crash.power.answers import Broken, check_promises, check_whole
 from tests.crash.power.bench import Bench, Replay
 from tests.crash.power.recording import Action, File, Kind, Operation, Record
 from tests.crash.power.test_power_cut import check_answers, cut_everywhere
+from tests.extent import LONG
 
 TOUCHES = frozenset({Kind.WRITE, Kind.TRUNCATE, Kind.UNLINK, Kind.SYNC_BEGIN})
 TRUSTING = """
@@ -43,15 +45,18 @@ def touched_after_fault(records: list[Record]) -> list[Record]:
     ]
 
 
-def assert_said(bench: Bench) -> None:
-    """The daemon's last words name the file and what is wrong with it."""
+def assert_said(bench: Bench, *, reading: bool = False) -> None:
+    """The daemon's last words name the file and what is wrong with it.
+
+    SQLite may call a page that it could not read malformed.
+    """
     (said,) = [line for line in bench.log_text().splitlines() if " CRITICAL " in line]
     assert "the database failed, nothing more is acknowledged" in said
     assert str(bench.site.database) in said
-    assert "disk I/O error" in said or "Input/output error" in said
+    assert re.search("disk I/O error|Input/output error" + ("|malformed" if reading else ""), said)
 
 
-@pytest.mark.parametrize(("file", "operation"), POINTS)
+@pytest.mark.parametrize(("file", "operation"), POINTS if LONG else [*POINTS[:3], POINTS[-1]])
 def test_an_io_error_ends_the_daemon_and_loses_nothing(
     bench: Bench, tmp_path: Path, file: File, operation: Operation
 ) -> None:
@@ -63,7 +68,7 @@ def test_an_io_error_ends_the_daemon_and_loses_nothing(
     bench.load(clients=1, rounds=1)
     bench.recorder.fault(file, operation, Action.FAIL_ONCE, after=2)
     assert bench.load_until_dead(daemon) == 1
-    assert_said(bench)
+    assert_said(bench, reading=operation is Operation.READ)
     records = list(bench.recorder.records())
     if operation is not Operation.READ:  # a reader's error ends the writer a moment later
         assert touched_after_fault(records) == []
@@ -111,12 +116,14 @@ def test_an_io_error_of_a_reader_ends_the_daemon_too(bench: Bench) -> None:
     daemon = bench.start()
     bench.load(clients=1, rounds=2)
     bench.site.wait_until_sent()
+    with bench.site.client() as app:
+        app.register("one-more")  # or else a reader may have in its cache all that it needs
     bench.recorder.fault(File.WAL, Operation.READ, Action.FAIL_ONCE)
-    with pytest.raises(ApiError, match="I/O error") as caught:
+    with pytest.raises(ApiError, match=r"I/O error|malformed") as caught:
         bench.site.ask("GET", "/v1/messages")
     assert caught.value.status == 503
     assert bench.wait_end(daemon) == 1
-    assert_said(bench)
+    assert_said(bench, reading=True)
 
 
 def test_no_start_without_durable_names(bench: Bench) -> None:

@@ -299,9 +299,9 @@ class Model:
         due = [each for each in self.messages.values() if not each.final and each.expires_at <= now]
         return sorted(due, key=lambda each: (each.expires_at, each.number))
 
-    def expire(self, message: KeptMessage, now: int) -> None:
-        """A message's time is over."""
-        self._change(message, MessageState.EXPIRED, now)
+    def expire(self, message: KeptMessage, now: int) -> KeptReceipt:
+        """A message's time is over; returns the receipt that tells it."""
+        return self._change(message, MessageState.EXPIRED, now)
 
     def in_question(self, *, at_least: int, at_most: int, passing_over_since: int) -> list[KeptMessage]:
         """The newest messages from the first of those that all bear a time between these two on."""
@@ -403,7 +403,7 @@ class Model:
         if not dry_run:
             for message in taken:
                 if action is MessageAction.EXPIRE:
-                    self.expire(message, now)
+                    self.expire(message, now).notes += ("expired",)
                 else:
                     self._delete_message(message)
         return ActionCount(len(taken), len(names) - len(taken) - in_flight, in_flight)

@@ -1,13 +1,12 @@
 """The whole suite on SQLite, with real files.
 
-The sizes of chunks and pages are made small, so that a short life meets their borders. HYPOTHESIS_PROFILE=long
+The sizes of chunks and pages are made small, so that a short life meets their borders. `make test-long`
 searches for minutes; without it the same lives are led every time, and a few that were never led before: if one of
 those fails, Hypothesis prints what to repeat it with (``@reproduce_failure``).
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +17,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from dlr_buffer.receipts import ReceiptAction
+from tests.extent import LONG
 from tests.integration.storage.harness import ACCEPTED, ENROUTE, Queue, crash_copy, opened
 from tests.integration.store.database import Database
 from tests.integration.store.machine import QueueCrowd, QueueLife
 from tests.loops import on_loop
 
-LONG: Final = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 COMMON: Final = settings(
     deadline=None,
     derandomize=not LONG,
@@ -38,7 +37,7 @@ def test_any_life_of_a_queue_is_what_the_contract_says(make: Callable[[], Databa
     """After every step of any life the queue shows what the model says, and at its end nothing is left undone."""
     run_state_machine_as_test(
         lambda: QueueLife(make),  # type: ignore[arg-type]  # it only calls what it is given
-        settings=settings(COMMON, max_examples=2_000 if LONG else 100, stateful_step_count=40),
+        settings=settings(COMMON, max_examples=2_000 if LONG else 50, stateful_step_count=40),
     )
 
 
@@ -47,7 +46,7 @@ def test_whatever_comes_at_once_is_as_if_in_some_order(make: Callable[[], Databa
     """Several commands that share a group of the writer answer and leave what some order of them would."""
     run_state_machine_as_test(
         lambda: QueueCrowd(make),  # type: ignore[arg-type]  # it only calls what it is given
-        settings=settings(COMMON, max_examples=2_000 if LONG else 80, stateful_step_count=40),
+        settings=settings(COMMON, max_examples=2_000 if LONG else 40, stateful_step_count=40),
     )
 
 
@@ -77,10 +76,11 @@ async def test_what_was_overtaken_is_counted_and_forgotten(migrated: Path, tmp_p
         assert queue.heard.events["superseded"] == 1
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.skipif(not LONG, reason="a part of `make test-long`")
+@pytest.mark.timeout(7_200)
 def test_a_few_lives_that_nobody_has_led_before(make: Callable[[], Database]) -> None:
     """Each run of the tests tries other lives than the last one: what the same ones never meet is met some day."""
     run_state_machine_as_test(
         lambda: QueueCrowd(make),  # type: ignore[arg-type]  # it only calls what it is given
-        settings=settings(COMMON, derandomize=False, max_examples=15, stateful_step_count=40),
+        settings=settings(COMMON, derandomize=False, max_examples=200, stateful_step_count=40),
     )
