@@ -6,4 +6,4 @@ import os
 from typing import Final
 
 LONG: Final = "DLR_BUFFER_TESTS_LONG" in os.environ
-"""More of the same: more lives of a queue, more points to kill at, each image opened, the package built twice."""
+"""More of the same: more lives of a queue, more points to kill at, the package built twice."""

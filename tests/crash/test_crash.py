@@ -12,7 +12,8 @@ import pytest
 from tests.crash.rounds import Campaign, Death
 
 KILLS = 25
-ACTIONS = {"deleted messages", "deleted receipts", "held receipts", "retried receipts", "expired messages"}
+ACTIONS = {"deleted messages", "held receipts", "retried receipts", "expired messages"}
+"""What 25 kills always see answered; an answered deletion of single receipts is a matter of chance in so few."""
 
 
 @pytest.mark.timeout(600)

@@ -115,7 +115,7 @@ def test_an_io_error_of_a_reader_ends_the_daemon_too(bench: Bench) -> None:
     """An error that only a list met is no secret between it and its client: the daemon says it and ends."""
     daemon = bench.start()
     bench.load(clients=1, rounds=2)
-    bench.site.wait_until_sent()
+    bench.wait_until_sent()
     with bench.site.client() as app:
         app.register("one-more")  # or else a reader may have in its cache all that it needs
     bench.recorder.fault(File.WAL, Operation.READ, Action.FAIL_ONCE)
@@ -141,7 +141,7 @@ def test_a_log_that_only_looks_well_is_not_relied_on(bench: Bench, tmp_path: Pat
     bench.plant(ALONE)
     daemon = bench.start()
     bench.load(clients=1, rounds=1)
-    bench.site.wait_until_sent()
+    bench.wait_until_sent()
     # An orderly end empties the log: so that what the next run changes is not in the log's certain part as well.
     assert daemon.terminate() == 0
     daemon = bench.start()
