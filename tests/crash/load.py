@@ -267,7 +267,7 @@ class Load:
             (1, self._hold_many),
             (6, self._release),
             (3, self._retry),
-            (1, self._delete_receipts),
+            (3, self._delete_receipts),
             (1, self._delete_messages),
             (2, self._expire),
             (2, self._pause),
