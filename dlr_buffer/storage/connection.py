@@ -29,6 +29,12 @@ _WAL_RESET_MENDED: Final[dict[tuple[int, ...], tuple[int, ...]]] = {(3, 44): (3,
 """Where SQLite's authors mended it in older branches as well."""
 _FULL_BELOW_BYTES: Final = 1024 * 1024
 
+_EITHER: Final = (
+    "; the file is damaged, or the disk could not be read (SQLite calls both so): see whether the kernel logged an I/O"
+    " error, and let `dlr-buffer check-db` look at the queue"
+)
+"""SQLite tells of EIO from a read as plain SQLITE_CORRUPT (`unixRead`, SQLITE_IOERR_CORRUPTFS)."""
+
 _FATAL = frozenset(
     {
         sqlite3.SQLITE_IOERR,
@@ -157,4 +163,7 @@ def translate(error: Exception, path: Path) -> DlrBufferError:
         return StorageFull(f"the disk that holds {path} is full ({name}); free some space")
     if primary in _BUSY:
         return Overloaded(f"{path} is locked by another program ({name}); stop what holds it")
-    return StoreUnavailable(f"{path}: {original} ({name})", fatal=primary in _FATAL)
+    what = f"{path}: {original} ({name})"
+    if code == sqlite3.SQLITE_CORRUPT:
+        what += _EITHER
+    return StoreUnavailable(what, fatal=primary in _FATAL)

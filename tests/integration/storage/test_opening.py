@@ -321,6 +321,7 @@ async def test_accounts_are_kept_and_added(path: Path) -> None:
         (sqlite3.SQLITE_BUSY_SNAPSHOT, Overloaded, None),
         (sqlite3.SQLITE_LOCKED, Overloaded, None),
         (sqlite3.SQLITE_IOERR_FSYNC, StoreUnavailable, True),
+        (sqlite3.SQLITE_CORRUPT, StoreUnavailable, True),
         (sqlite3.SQLITE_CORRUPT_INDEX, StoreUnavailable, True),
         (sqlite3.SQLITE_NOTADB, StoreUnavailable, True),
         (sqlite3.SQLITE_CONSTRAINT_CHECK, StoreUnavailable, False),
@@ -338,6 +339,7 @@ def test_sqlites_errors_are_translated(
     assert type(translated) is kind
     assert getattr(translated, "fatal", None) is fatal
     assert "queue.db" in str(translated)
+    assert ("or the disk could not be read" in str(translated)) is (code == sqlite3.SQLITE_CORRUPT)
 
 
 @pytest.mark.parametrize(
