@@ -54,7 +54,9 @@ def assert_said(bench: Bench, *, reading: bool = False) -> None:
     (said,) = [line for line in bench.log_text().splitlines() if " CRITICAL " in line]
     assert "the database failed, nothing more is acknowledged" in said
     assert str(bench.site.database) in said
-    assert re.search("disk I/O error|Input/output error" + ("|or the disk could not be read" if reading else ""), said)
+    assert re.search(
+        "disk I/O error|Input/output error" + ("|or the disk could not be read" if reading else ""), said
+    )
 
 
 @pytest.mark.parametrize(("file", "operation"), POINTS if LONG else [*POINTS[:3], POINTS[-1]])
@@ -117,16 +119,22 @@ def test_an_io_error_of_a_reader_ends_the_daemon_too(bench: Bench) -> None:
     daemon = bench.start()
     bench.load(clients=1, rounds=2)
     bench.wait_until_sent()
-    with pytest.raises(ApiError, match=r"I/O error|or the disk could not be read") as caught, bench.site.client() as app:
-        for number in range(ATTEMPTS):  # one may find in the reader's cache all that it needs
+    with pytest.raises(ApiError, match=r"I/O error|or the disk could not be read") as caught:
+        _list_until_refused(bench)
+    assert caught.value.status == 503
+    assert bench.wait_end(daemon) == 1
+    assert_said(bench, reading=True)
+
+
+def _list_until_refused(bench: Bench) -> None:
+    """List messages with a failing read in the way: one list may find in its reader's cache all that it needs."""
+    with bench.site.client() as app:
+        for number in range(ATTEMPTS):
             app.register(f"one-more-{number}")
             for file in (File.WAL, File.DATABASE):  # a checkpoint may have moved it
                 bench.recorder.fault(file, Operation.READ, Action.FAIL_ONCE)
             bench.site.ask("GET", "/v1/messages")
             bench.recorder.mend()
-    assert caught.value.status == 503
-    assert bench.wait_end(daemon) == 1
-    assert_said(bench, reading=True)
 
 
 def test_no_start_without_durable_names(bench: Bench) -> None:

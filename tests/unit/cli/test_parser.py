@@ -201,3 +201,15 @@ def test_starting_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_daemon_imports_no_more_than_it_serves_with() -> None:
+    """What shows things to people, and what migrates, is not loaded by a daemon that waits three days."""
+    code = (
+        "import sys, dlr_buffer.daemon.running;"
+        "shown = {'rich', 'pygments', 'alembic', 'mako', 'dlr_buffer.cli', 'dlr_buffer.doctor',"
+        " 'dlr_buffer.bench', 'dlr_buffer.demo', 'dlr_buffer.simulator'};"
+        "print(sorted(shown & {name for name, found in sys.modules.items() if found}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
