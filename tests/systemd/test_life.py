@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -229,22 +230,68 @@ def test_a_reload_waits_and_tells_what_is_wrong(machine: Machine) -> None:
     assert "the last reload failed" not in machine.ask("dlr-buffer", "status")
 
 
-def test_a_reload_knows_credentials_of_systemd(machine: Machine) -> None:
-    """Where the password is systemd's credential, a reload works too."""
-    drop_in(
-        machine,
-        UNIT,
-        "credential",
-        "[Service]\nLoadCredential=default.password:/etc/dlr-buffer/default.password\n",
-    )
+@pytest.mark.parametrize(
+    "given",
+    [
+        "LoadCredential=default.password:/etc/dlr-buffer/default.password",
+        f"SetCredential=default.password:{PASSWORD}",
+        "LoadCredentialEncrypted=default.password:/root/encrypted",
+    ],
+    ids=lambda given: given.partition("=")[0],
+)
+def test_a_password_may_be_a_credential_of_systemd(machine: Machine, given: str) -> None:
+    """However systemd is given the password, receipts are acknowledged with it, after a reload too."""
+    name = given.partition("=")[0]
+    if name == "LoadCredentialEncrypted":
+        machine.ask(
+            *("systemd-creds", "encrypt", "--with-key=host", "--name=default.password"),
+            *("/etc/dlr-buffer/default.password", "/root/encrypted"),
+        )
+    drop_in(machine, UNIT, "credential", f"[Service]\n{given}\n")
     machine.ask("cp", CONFIG, "/root/config.toml")
     machine.ask("sed", "-i", "/^password_file/d", CONFIG)
     try:
-        machine.ask("systemctl", "restart", UNIT)
-        machine.ask("systemctl", "reload", UNIT)
+        for act in ("restart", "reload"):
+            machine.ask("systemctl", act, UNIT)
+            message_id = f"{name}-{act}"
+            machine.ask("dlr-buffer", "register", message_id)
+            machine.ask("dlr-buffer", "report", message_id, "delivered")
+            eventually(partial(acknowledged, machine, message_id))
     finally:
         drop_in(machine, UNIT, "credential", None)
         machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
+        machine.ask("systemctl", "restart", UNIT)
+
+
+def acknowledged(machine: Machine, message_id: str) -> bool:
+    """Whether Smartswitch has acknowledged a message's receipt."""
+    shown = json.loads(machine.ask("dlr-buffer", "--json", "show", message_id))
+    return [receipt["status"] for receipt in shown["receipts"]] == ["acknowledged"]
+
+
+@pytest.mark.parametrize("hasty", [False, True], ids=["asks for time", "does not"])
+def test_a_long_migration_is_waited_for(machine: Machine, *, hasty: bool) -> None:
+    """A queue that takes longer to open than a start may take: systemd waits, because it is asked to."""
+    starting = "ExecStart=\nExecStart=/opt/dlr-buffer/venv/bin/python -m tests.systemd.opening run\n"
+    environment = "Environment=PYTHONPATH=/share/project" + (" HASTY=1" if hasty else "")
+    drop_in(
+        machine,
+        UNIT,
+        "opening",
+        f"[Service]\n{starting}TimeoutStartSec=5\nRestart=no\n{environment}\n",
+    )
+    try:
+        ready = machine.run("systemctl", "restart", UNIT).returncode == 0
+        assert ready is not hasty
+        result = machine.facts(UNIT, "ActiveState", "Result")
+        assert result == (
+            {"ActiveState": "failed", "Result": "timeout"}
+            if hasty
+            else {"ActiveState": "active", "Result": "success"}
+        )
+    finally:
+        drop_in(machine, UNIT, "opening", None)
+        machine.ask("systemctl", "reset-failed", UNIT)
         machine.ask("systemctl", "restart", UNIT)
 
 
