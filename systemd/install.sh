@@ -113,8 +113,12 @@ keep_or_put() {
 keep_or_put config/config.toml "$ETC/config.toml"
 keep_or_put /dev/null "$ETC/default.password"
 
+sockets_changed=""
 for file in systemd/*.service systemd/*.socket; do
 	echo "writing $UNITS/${file##*/}"
+	case $file in
+	*.socket) [ ! -e "$UNITS/${file##*/}" ] || cmp -s "$file" "$UNITS/${file##*/}" || sockets_changed=yes ;;
+	esac
 	put "$file" "$UNITS/${file##*/}"
 done
 [ ! -e /etc/systemd/system/dlr-buffer.service ] ||
@@ -136,6 +140,8 @@ if [ -d /run/systemd/system ]; then
 	systemctl daemon-reload
 	if systemctl --quiet is-active dlr-buffer; then
 		echo "Installed. The daemon still runs as it was; now: sudo systemctl restart dlr-buffer"
+		[ -z "$sockets_changed" ] ||
+			echo "The socket units have changed; they hold after: sudo systemctl stop dlr-buffer; sudo systemctl start dlr-buffer"
 		exit
 	fi
 fi

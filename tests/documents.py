@@ -69,7 +69,6 @@ ON_A_MACHINE = (
     Section("docs/operations.md", "On the old host"),
     Section("docs/operations.md", "On the new host"),
     Section("docs/operations.md", "Measure a machine"),
-    Section("docs/configuration.md", "Rotate credentials"),
     Section("docs/configuration.md", "Passwords"),
 )
 """In the order in which an admin would come to them; the service has to be installed first."""

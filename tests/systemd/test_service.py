@@ -34,6 +34,7 @@ UPSTREAM = "https://smartswitch.example.com/api/dlr"
 SERVICE_PYTHON = "/opt/dlr-buffer/venv/bin/python"
 ETC = "/etc/dlr-buffer"
 UNIT = "dlr-buffer.service"
+SOCKET_UNIT = "/usr/local/lib/systemd/system/dlr-buffer-client.socket"
 UNITS = "/usr/local/lib/systemd/system"
 STEPS = [
     (block, step)
@@ -462,17 +463,26 @@ def test_installing_again_keeps_what_the_admin_wrote(service: Machine) -> None:
     }
 
 
-def test_an_upgrade_says_what_is_left_to_do(service: Machine) -> None:
+def test_an_upgrade_says_what_is_left_to_do(service: Machine, tried: list[Tried]) -> None:
     """`make install` over a running service leaves it running as it was, and says how to go over.
 
-    What an earlier version had put outside of its prefix goes; all else can be read, whatever root's umask is.
+    Socket units that have changed take more than a restart, which it says too. What an earlier version had put outside
+    of its prefix goes; all else can be read, whatever root's umask is.
     """
     pid = service.facts(UNIT, "MainPID")
     dropped = "/usr/local/share/man/man1/dlr-buffer-dropped.1"
     service.ask("bash", "-c", f"touch {dropped} && echo {dropped} >>/opt/dlr-buffer/installed-files")
+    service.ask("bash", "-c", f"echo '# of before' >>{SOCKET_UNIT}")
     done = service.run("bash", "-c", "umask 077 && make install", cwd="/share/project")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.splitlines()[-1].endswith("sudo systemctl restart dlr-buffer")
+    restart, sockets = done.stdout.splitlines()[-2:]
+    assert restart.endswith("sudo systemctl restart dlr-buffer")
+    assert sockets.startswith("The socket units have changed")
+    unchanged = [
+        said.output for (_, step), said in zip(STEPS, tried, strict=True) if step == "sudo make install"
+    ]
+    assert len(unchanged) > 2
+    assert not any("The socket units" in said for said in unchanged)
     assert service.facts(UNIT, "MainPID") == pid
     assert service.run("ls", dropped).returncode != 0
     assert (
