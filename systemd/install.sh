@@ -26,6 +26,8 @@ outside_homes() {
 }
 
 [ "$(id -u)" = 0 ] || fail "Installing a service takes root: sudo make install"
+command -v systemd-sysusers >/dev/null ||
+	fail "systemd-sysusers is not here, which makes users and groups. On Debian and Ubuntu: apt install systemd"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
 	fail "$PYTHON is not Python 3.11 or newer. Name one that is: sudo make install PYTHON=/usr/bin/python3.12"
 outside_homes "$("$PYTHON" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')" \
@@ -89,16 +91,7 @@ echo "making the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client an
 for file in systemd/sysusers.d/*.conf; do
 	put "$file" "/etc/sysusers.d/${file##*/}"
 done
-if command -v systemd-sysusers >/dev/null; then
-	systemd-sysusers dlr-buffer.conf
-else
-	for group in dlr-buffer dlr-buffer-client dlr-buffer-admin; do
-		getent group $group >/dev/null || groupadd --system $group
-	done
-	getent passwd dlr-buffer >/dev/null || useradd --system --gid dlr-buffer --home-dir /var/lib/dlr-buffer \
-		--no-create-home --shell /usr/sbin/nologin dlr-buffer
-	usermod --append --groups dlr-buffer-client,dlr-buffer-admin dlr-buffer
-fi
+systemd-sysusers dlr-buffer.conf
 
 # keep_or_put SOURCE FILE: what an admin wrote is never overwritten.
 keep_or_put() {

@@ -542,6 +542,7 @@ def test_manual_pages_are_found(service: Machine, page: list[str]) -> None:
         ("root", "PREFIX=/home/dlr-buffer", "is below a home folder"),
         ("root", "PREFIX=somewhere", "PREFIX is an absolute path"),
         ("root", "PREFIX=/share/taken", "was not made by make install"),
+        ("root", "PATH=/share/few", "systemd-sysusers is not here"),
     ],
 )
 def test_an_install_that_cannot_work_is_refused(machine: Machine, user: str, given: str, said: str) -> None:
@@ -553,6 +554,11 @@ def test_an_install_that_cannot_work_is_refused(machine: Machine, user: str, giv
     )
     hidden.chmod(0o755)
     (machine.share / "taken/venv").mkdir(parents=True, exist_ok=True)
+    few = machine.share / "few"
+    few.mkdir(exist_ok=True)
+    machine.ask(
+        "bash", "-c", f"ln -sf /usr/bin/* /share/{few.name}/ && rm /share/{few.name}/systemd-sysusers"
+    )
     done = machine.run("make", "install", *filter(None, [given]), user=user, cwd="/share/project")
     assert done.returncode != 0
     assert said in done.stdout
