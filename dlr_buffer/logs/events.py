@@ -85,8 +85,6 @@ class Facts(TypedDict, total=False):
     account: str | None
     receipt: int | None
     """A receipt's request_id."""
-    dlr_message_id: str | None
-    """A message's id, as the app gave it; the journal's own MESSAGE_ID= is the kind of the line."""
     cause: str | None
     """Why an account is in trouble, one word; or an error code of Smartswitch."""
     error_code: str | None
