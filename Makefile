@@ -115,7 +115,8 @@ $(READY):
 			$(PYTHON) -m venv $(VENV); \
 		else \
 			$(PYTHON) -m venv --without-pip $(VENV) && \
-			$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; \
+			awk '/^[a-z]/ { pip = /^pip==/ } pip' requirements-dev.txt >$(VENV)/pip.txt && \
+			$(PYTHON) -m pip --python $(BIN)/python install --quiet --require-hashes -r $(VENV)/pip.txt; \
 		fi || { \
 			rm -rf $(VENV); \
 			echo "$(PYTHON) could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv"; \
