@@ -149,6 +149,7 @@ class _Timedated:
             self._answer = done.returncode == 0 and done.stdout.strip() == "yes"
 
 
+@functools.lru_cache(maxsize=1024)  # requests that share a commit share their times
 def rfc3339(at_ms: int) -> str:
     """Write a wall time as RFC 3339 in UTC with milliseconds, e.g. ``2026-11-23T18:41:00.250Z``."""
     seconds, ms = divmod(at_ms, 1000)

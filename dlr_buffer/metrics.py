@@ -86,7 +86,12 @@ class Metrics:
 
     def events(self, counted: Mapping[str, int]) -> None:
         """Add what a commit brought, by the names of QUEUE_TOTALS."""
-        self._totals.update(counted)
+        totals = self._totals
+        for (
+            name,
+            number,
+        ) in counted.items():  # `update` asks first what it was given, which takes five times as long
+            totals[name] += number
 
     def request(self, account: str, outcome: str, *, receipts: int, resent: int, duration_ms: int) -> None:
         """Count one exchange with Smartswitch."""

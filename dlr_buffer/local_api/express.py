@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from starlette.responses import Response
 
@@ -42,10 +42,17 @@ _Result = TypeVar("_Result", Registered, Reported)
 
 _logger = logging.getLogger(__name__)
 
-Answer = Callable[[bytes], None]
-"""Writes a whole answer, head and body."""
-Finish = Callable[[Coroutine[Any, Any, Response]], None]
-"""Writes what a coroutine comes to; it runs as a task like those of the long way."""
+
+class Reply(Protocol):
+    """Takes the answer of one request; exactly one of the two is called, once."""
+
+    def answer(self, content: bytes) -> None:
+        """Write a whole answer, head and body."""
+        ...
+
+    def finish(self, response: Coroutine[Any, Any, Response]) -> None:
+        """Write what a coroutine comes to; it runs as a task like those of the long way."""
+        ...
 
 
 class Express:
@@ -61,39 +68,37 @@ class Express:
         """Paths whose POST may go the short way."""
         return frozenset(self._takes)
 
-    def take(self, path: bytes, body: bytes, answer: Answer, finish: Finish) -> bool:
+    def take(self, path: bytes, body: bytes, reply: Reply) -> bool:
         """Take a POST to ``path`` and answer it later; False if it has to go the long way: then nothing was done."""
-        return self._takes[path](body, answer, finish)
+        return self._takes[path](body, reply)
 
-    def _register(self, body: bytes, answer: Answer, finish: Finish) -> bool:
+    def _register(self, body: bytes, reply: Reply) -> bool:
         try:
             stored = self._services.queue.register_one(REGISTRATIONS.plain(body))
         except _STORE_REFUSES as error:
-            finish(_problem(error))
+            reply.finish(_problem(error))
             return True
         except Exception:  # noqa: BLE001 - the long way meets it again, and says what it is
             return False
-        asyncio.ensure_future(stored).add_done_callback(partial(self._registered, answer, finish))
+        asyncio.ensure_future(stored).add_done_callback(partial(self._registered, reply))
         return True
 
-    def _registered(
-        self, answer: Answer, finish: Finish, stored: asyncio.Future[list[Registered | DlrBufferError]]
-    ) -> None:
+    def _registered(self, reply: Reply, stored: asyncio.Future[list[Registered | DlrBufferError]]) -> None:
         result = _outcome(stored)
         if isinstance(result, Registered) and result.new:
             body = registered_body(result)
-            answer(_CREATED % (len(body), body))
+            reply.answer(_CREATED % (len(body), body))
         elif isinstance(result, Registered):
-            finish(registered_answer(self._services, result))
+            reply.finish(registered_answer(self._services, result))
         else:
-            finish(_problem(result))
+            reply.finish(_problem(result))
 
-    def _report(self, body: bytes, answer: Answer, finish: Finish) -> bool:
+    def _report(self, body: bytes, reply: Reply) -> bool:
         try:
             item = REPORTS.plain(body)
             stored = self._services.queue.report_one(item)
         except _STORE_REFUSES as error:
-            finish(_problem(error))
+            reply.finish(_problem(error))
             return True
         except Exception:  # noqa: BLE001 - the long way meets it again, and says what it is
             return False
@@ -102,11 +107,11 @@ class Express:
             result = _outcome(stored)
             if isinstance(result, Reported) and result.receipt is not None:
                 body = reported_body(result.receipt)
-                answer(_ACCEPTED % (len(body), body))
+                reply.answer(_ACCEPTED % (len(body), body))
             elif isinstance(result, Reported):
-                finish(reported_answer(self._services, item, result))
+                reply.finish(reported_answer(self._services, item, result))
             else:
-                finish(_problem(result))
+                reply.finish(_problem(result))
 
         asyncio.ensure_future(stored).add_done_callback(reported)
         return True

@@ -24,8 +24,8 @@ import logging
 import socket
 import termios
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import uvicorn
 from starlette.responses import Response
@@ -360,17 +360,29 @@ class _KnownHead:
     length: int
 
 
-@dataclass(slots=True)
-class _ExpressCycle:
-    """A request on the short way, with as much of uvicorn's cycle as the protocol looks at."""
+_NOBODY_WAITS: Final = asyncio.Event()
+"""What uvicorn sets for a cycle whose connection is lost; on the short way nobody listens."""
 
-    transport: asyncio.Transport
-    keep_alive: bool = True
-    more_body: bool = False
-    response_started: bool = False
-    response_complete: bool = False
-    disconnected: bool = False
-    message_event: asyncio.Event = field(default_factory=asyncio.Event)
+
+class _ExpressCycle:
+    """A request on the short way and its answer, with as much of uvicorn's cycle as the protocol looks at."""
+
+    more_body = False
+    response_started = False
+    response_complete = False
+    disconnected = False
+    message_event = _NOBODY_WAITS
+
+    def __init__(self, protocol: _Protocol, *, keep_alive: bool) -> None:
+        self._protocol = protocol
+        self.transport = protocol.transport
+        self.keep_alive = keep_alive
+
+    def answer(self, content: bytes) -> None:
+        self._protocol.answer_express(self, content)
+
+    def finish(self, response: Coroutine[Any, Any, Response]) -> None:
+        self._protocol.finish_express(self, response)
 
 
 class _Protocol(HttpToolsProtocol):
@@ -600,17 +612,8 @@ class _Protocol(HttpToolsProtocol):
             return False
         before = self._current()
         keep = not self.server_state.stopping
-        cycle = self.cycle = _ExpressCycle(self.transport, keep)  # type: ignore[assignment]  # as much as is looked at
-
-        def answer(content: bytes) -> None:
-            self._answer_express(cycle, content)
-
-        def finish(response: Coroutine[Any, Any, Response]) -> None:
-            task = self.loop.create_task(self._finish_express(cycle, response))
-            task.add_done_callback(self.tasks.discard)
-            self.tasks.add(task)
-
-        if not express.take(known.path, received[end + len(_HEAD_END) :], answer, finish):
+        cycle = self.cycle = _ExpressCycle(self, keep_alive=keep)  # type: ignore[assignment]  # as much as is looked at
+        if not express.take(known.path, received[end + len(_HEAD_END) :], cycle):
             self.cycle = before  # type: ignore[assignment]  # uvicorn declares it without the None
             return False
         self._observe()
@@ -646,7 +649,8 @@ class _Protocol(HttpToolsProtocol):
                 known.clear()
             known[received[:end]] = _KnownHead(scope["raw_path"], int(length))
 
-    def _answer_express(self, cycle: _ExpressCycle, content: bytes) -> None:
+    def answer_express(self, cycle: _ExpressCycle, content: bytes) -> None:
+        """Write the whole answer, if none was given yet, and turn to what came after its request."""
         if cycle.response_complete:
             return
         cycle.response_complete = True
@@ -664,6 +668,12 @@ class _Protocol(HttpToolsProtocol):
         else:
             self._observe()
 
+    def finish_express(self, cycle: _ExpressCycle, response: Coroutine[Any, Any, Response]) -> None:
+        """Write what ``response`` comes to, as a task."""
+        task = self.loop.create_task(self._finish_express(cycle, response))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
     async def _finish_express(self, cycle: _ExpressCycle, response: Coroutine[Any, Any, Response]) -> None:
         try:
             answer = await response
@@ -679,7 +689,7 @@ class _Protocol(HttpToolsProtocol):
                 Refusal(ProblemCode.INTERNAL, "an error that nobody foresaw; the daemon's log has it")
             )
         fields = b"".join(b"%b: %b\r\n" % field for field in answer.raw_headers)
-        self._answer_express(
+        self.answer_express(
             cycle, b"%b%b\r\n%b" % (STATUS_LINE[answer.status_code], fields, bytes(answer.body))
         )
 

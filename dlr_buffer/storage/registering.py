@@ -66,8 +66,8 @@ def public_message(account: str, row: MessageRow) -> Message:
 def insert_messages(tx: Transaction, rows: Sequence[MessageRow]) -> None:
     """Insert messages, and count them."""
     _INSERT.run_rows(tx.connection, [msgspec.structs.astuple(row) for row in rows])
-    for (account_id, state), number in Counter((row.account_id, row.state) for row in rows).items():
-        tx.move_message(account_id, None, state, number)
+    for row in rows:
+        tx.move_message(row.account_id, None, row.state)
     tx.events["registered"] += len(rows)
 
 

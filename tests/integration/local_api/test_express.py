@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from dlr_buffer.errors import Overloaded, StorageFull, StoreUnavailable
 from dlr_buffer.local_api import server as server_module
 from dlr_buffer.local_api.connections import ConnectionLimits
-from dlr_buffer.local_api.express import MAX_BODY_BYTES, Express
+from dlr_buffer.local_api.express import MAX_BODY_BYTES, Express, Reply
 from tests.integration.local_api.harness import Api, connect
 
 ACCOUNTS = frozenset({"default", "other"})
@@ -122,8 +122,8 @@ def taken() -> Iterator[list[bytes]]:
     found: list[bytes] = []
     take = Express.take
 
-    def noted(self: Express, path: bytes, body: bytes, answer: Any, finish: Any) -> bool:  # noqa: ANN401 - passed on
-        went = take(self, path, body, answer, finish)
+    def noted(self: Express, path: bytes, body: bytes, reply: Reply) -> bool:
+        went = take(self, path, body, reply)
         found.extend([path] * went)
         return went
 
