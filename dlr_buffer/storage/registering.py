@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
@@ -19,6 +19,7 @@ from dlr_buffer.storage.transaction import (
     Transaction,
     known_messages,
     require_rows,
+    tally,
 )
 
 _INSERT = Prepared(
@@ -95,7 +96,7 @@ class WaitingLimits:
     def __init__(self, tx: Transaction) -> None:
         """Count nothing yet."""
         self._tx = tx
-        self._more: Counter[int] = Counter()
+        self._more: defaultdict[int, int] = tally()
         """Messages that wait, beyond what the transaction has counted already."""
 
     def take(self, account: str, account_id: int, limit: int) -> Overloaded | None:

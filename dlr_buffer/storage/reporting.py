@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -203,9 +202,8 @@ def change_states(tx: Transaction, rows: Sequence[MessageRow], before: dict[int,
         ],
     )
     require_rows(done, len(rows), "changing states")
-    moves = Counter((row.account_id, before[row.id], row.state) for row in rows)
-    for (account_id, old, new), number in moves.items():
-        tx.move_message(account_id, old, new, number)
+    for row in rows:
+        tx.move_message(row.account_id, before[row.id], row.state)
 
 
 def add_receipts(tx: Transaction, rows: Sequence[Row]) -> None:
@@ -213,7 +211,7 @@ def add_receipts(tx: Transaction, rows: Sequence[Row]) -> None:
     if not rows:
         return
     INSERT_RECEIPTS.run_many(tx.connection, rows)
-    for (account_id, status), number in Counter((row["account_id"], row["status"]) for row in rows).items():
-        tx.move_receipts(account_id, None, status, number)
-        if status == schema.PENDING:
-            tx.fresh[account_id] += number
+    for row in rows:
+        tx.move_receipts(row["account_id"], None, row["status"])
+        if row["status"] == schema.PENDING:
+            tx.fresh[row["account_id"]] += 1

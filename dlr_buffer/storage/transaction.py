@@ -24,8 +24,8 @@ from dlr_buffer.storage.prepared import Prepared
 Row = dict[str, Any]
 
 
-def _tally() -> defaultdict[Any, int]:
-    """What counts from zero; a `Counter` takes twenty times as long to make, and each commit makes five."""
+def tally() -> defaultdict[Any, int]:
+    """Make what counts from zero; a `Counter` takes twenty times as long to make, and each commit makes five."""
     return defaultdict(int)
 
 
@@ -150,16 +150,16 @@ class Transaction:
     numbers: QueueNumbers
     message_counts: Mapping[tuple[int, int], int] = field(default_factory=dict)
     """Messages by account and state, as of the last commit."""
-    message_deltas: defaultdict[tuple[int, int], int] = field(default_factory=_tally)
-    receipt_deltas: defaultdict[tuple[int, int], int] = field(default_factory=_tally)
-    fresh: defaultdict[int, int] = field(default_factory=_tally)
+    message_deltas: defaultdict[tuple[int, int], int] = field(default_factory=tally)
+    receipt_deltas: defaultdict[tuple[int, int], int] = field(default_factory=tally)
+    fresh: defaultdict[int, int] = field(default_factory=tally)
     """How many receipts became claimable, by account."""
     replayed: dict[int, list[int]] = field(default_factory=dict)
     """Receipts that an admin made pending, due now, by account."""
     effects: list[Callable[[], None]] = field(default_factory=list)
     """What to do to the writer's memory once this is committed."""
     notes: list[Row] = field(default_factory=list)
-    events: defaultdict[str, int] = field(default_factory=_tally)
+    events: defaultdict[str, int] = field(default_factory=tally)
     """What to count in the metrics once this is committed."""
     ended: dict[int, int] = field(default_factory=dict)
     """Claims that end with this commit, and how often each was on the wire without its row knowing."""
