@@ -21,7 +21,8 @@ from typing import Final, Protocol
 EARLIEST_MS: Final = 1_767_225_600_000
 """2026-01-01: this program did not exist before, so a clock that reads less (one without a battery) is wrong."""
 _TIME_ERROR: Final = 5
-_TIMEDATECTL: Final = ("/usr/bin/timedatectl", "show", "--property=NTPSynchronized", "--value")
+TIMEDATECTL: Final = ("/usr/bin/timedatectl", "show", "--property=NTPSynchronized", "--value")
+"""What asks systemd whether the clock is synchronised; it answers ``yes`` or ``no``."""
 _ASKED_EVERY_S: Final = 30.0
 _ASKED_FOR_S: Final = 20.0
 
@@ -141,7 +142,7 @@ class _Timedated:
     def _ask(self) -> None:
         try:
             done = subprocess.run(  # noqa: S603 - a fixed command
-                _TIMEDATECTL, capture_output=True, text=True, check=False, timeout=_ASKED_FOR_S
+                TIMEDATECTL, capture_output=True, text=True, check=False, timeout=_ASKED_FOR_S
             )
         except (OSError, subprocess.SubprocessError):
             self._answer = False

@@ -9,6 +9,7 @@ import http.client
 import itertools
 import json
 import select
+import shlex
 import socket
 import threading
 from collections import Counter
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from dlr_buffer import clock
 from dlr_buffer.client import Client
 from dlr_buffer.simulator import SimulatorSettings
 from tests.acceptance.harness import StandIn
@@ -323,6 +325,21 @@ def test_the_exposure_is_low(machine: Machine) -> None:
     said = machine.ask("systemd-analyze", "security", UNIT, "--no-pager")
     assert float(said.rpartition("exposure level for ")[2].split()[1]) <= EXPOSURE
     machine.ask("dlr-buffer", "status")
+
+
+def test_the_clock_can_be_asked_about(machine: Machine) -> None:
+    """Kept from the system call that could set the clock too, the daemon can ask systemd whether it is synchronised."""
+    if machine.run("systemctl", "is-active", "dbus.service").returncode:
+        pytest.skip("no message bus on this machine (Debian: apt install dbus)")
+    asking = f"ExecStartPre={shlex.join(clock.TIMEDATECTL)}"
+    drop_in(machine, UNIT, "asking", f"[Service]\n{asking}\n")
+    try:
+        machine.ask("systemctl", "restart", UNIT)
+        said = machine.ask("journalctl", "--no-pager", "--output=cat", "--unit", UNIT, "_COMM=timedatectl")
+        assert said in ("yes", "no")
+    finally:
+        drop_in(machine, UNIT, "asking", None)
+        machine.ask("systemctl", "restart", UNIT)
 
 
 def test_socket_units_alone_start_the_daemon(machine: Machine) -> None:

@@ -84,7 +84,7 @@ def test_systemd_is_asked_where_the_kernel_may_not_be(
     if code != 127:
         program.write_text(f"#!/bin/sh\necho {said}\nexit {code}\n")
         program.chmod(0o755)
-    monkeypatch.setattr(clock_module, "_TIMEDATECTL", (str(program),))
+    monkeypatch.setattr(clock_module, "TIMEDATECTL", (str(program),))
     monkeypatch.setattr(clock_module, "_kernel_synchronised", lambda: None)
     clock = SystemBootClock()
     assert clock.synchronised() is False
