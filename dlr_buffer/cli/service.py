@@ -52,11 +52,17 @@ def reload(args: argparse.Namespace) -> int:
 
     It alone can say: only the daemon itself has what systemd's LoadCredential= hands over.
     """
-    from dlr_buffer.cli.connection import admin_side
+    from dlr_buffer.cli.connection import ConfigurationUnusable, admin_side
     from dlr_buffer.client import DaemonUnreachable
 
     try:
         client = admin_side(args)
+    except ConfigurationUnusable as error:
+        if args.pid is None:
+            raise
+        # The daemon finds the same, and says so in its log and its status until a reload succeeds.
+        _hang_up(args.pid)
+        raise exits.NotReloaded(f"the configuration before holds: {error}") from None
     except DaemonUnreachable:
         if args.pid is None:
             raise

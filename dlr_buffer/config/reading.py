@@ -465,6 +465,9 @@ def _is_host(host: str, parts: SplitResult) -> bool:
         return False
     if "[" in parts.netloc:
         return _address(host) is not None
+    # What ends in a number is an address, to whoever looks it up: a name has letters there.
+    if host.rpartition(".")[2].isdecimal():
+        return isinstance(_address(host), ipaddress.IPv4Address)
     return _HOST.fullmatch(host) is not None
 
 

@@ -85,7 +85,7 @@ class ApiSettings:
     client_allow: tuple[int, ...] | None = None
     """Numeric ids of the users who may use the client socket; None: whoever may open it."""
     admin_allow: tuple[int, ...] | None = None
-    """The same for the admin socket, where root always may."""
+    """The same for the admin socket, where root and the daemon's own user always may."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,10 @@ import logging
 import os
 import random
 import socket
+import threading
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -123,6 +125,9 @@ class Daemon:
         """How often it was in the middle of something then."""
         self._scheduler = AsyncIOScheduler(timezone="UTC")
         self._housekeepings = 0
+        self._started_with = configuration
+        """What holds of the keys that need a restart, whatever was read since."""
+        self._given_up = threading.Event()
         self.failed = asyncio.Event()
         """Set when the database failed for good: the daemon has to end."""
         self.vitals = Vitals(configuration, clock=self._clock, log=log)
@@ -154,7 +159,7 @@ class Daemon:
             replayed=self._on_replayed,
         )
         self._notifier.status(f"Opening the queue {configuration.database.path}")
-        async with self._patience(lambda: True):
+        async with self._patience(lambda: not self._given_up.is_set()):
             self.store = await SqliteStore.open(
                 configuration.database.path,
                 accounts=sorted(configuration.accounts),
@@ -162,6 +167,7 @@ class Daemon:
                 first_request_id=configuration.database.first_request_id,
                 listeners=listeners,
                 now_ms=self._clock.now_ms,
+                given_up=self._given_up.is_set,
             )
         self.queue = ReceiptQueue(self.store, self._clock, queue_settings(configuration))
         self.flusher = Flusher(self.store, self.store, self._clock, self.metrics)
@@ -193,6 +199,10 @@ class Daemon:
         self._notifier.status(self.vitals.status_line())
         self._notifier.ready()
 
+    def give_up_start(self) -> None:
+        """Have `start` not wait for a long migration, which is undone as a whole; it raises then."""
+        self._given_up.set()
+
     async def stop(self) -> None:
         """Answer what is in work, finish or give back what is under way upstream, close the queue."""
         self._stopping = True
@@ -223,25 +233,43 @@ class Daemon:
         """Reload what ``read`` returns. If that or the reload fails, it is logged, and an alarm until one succeeds."""
         with self._reloading():
             try:
-                await self.reload(read())
+                # Names of users and groups are looked up for it, which may take a directory service its time.
+                await self.reload(await _apart(read))
             except DlrBufferError as error:
                 self.vitals.reload_error = _in_one_line(error)
                 _log.error(
                     "not reloaded, the old configuration stays: %s", error, extra=about(Event.RELOAD_REFUSED)
                 )
+            except Exception as error:  # noqa: BLE001 - one reload must not be the last
+                kind = type(error).__name__
+                self.vitals.reload_error = f"an error that nobody foresaw ({kind}); the log has where"
+                # Where it happened, but not its text, which nobody has cleared of credentials.
+                where = "".join(traceback.format_tb(error.__traceback__))
+                _log.error(
+                    "a reload failed in a way that nobody foresaw (%s); please report it, and restart the daemon if"
+                    " what it does is not what is configured\n%s",
+                    kind,
+                    where,
+                    extra=about(Event.DEFECT),
+                )
 
     async def reload(self, configuration: Configuration) -> None:
-        """Take on what can change while running; says what needs a restart."""
-        descriptors = shares(configuration)
+        """Take on what can change while running; says what needs a restart.
+
+        Raises DlrBufferError if it can't be, and then the old configuration holds whole.
+        """
         with self._reloading():
-            old, self.vitals.configuration = self.configuration, configuration
-            if keys := restart_needed(old, configuration):
+            descriptors = shares(configuration)
+            await self.store.add_accounts(sorted(configuration.accounts))
+            plans = self._plans(configuration)
+            # From here on nothing can be refused.
+            self.vitals.configuration = configuration
+            if keys := restart_needed(self._started_with, configuration):
                 _log.warning(
                     "these changes need a restart of the daemon: %s",
                     ", ".join(keys),
                     extra=about(Event.RESTART_NEEDED, keys=", ".join(keys)),
                 )
-            await self.store.add_accounts(sorted(configuration.accounts))
             self.queue.settings = queue_settings(configuration)
             self.retention.settings = retention_settings(configuration)
             for server, connections, allowed in zip(
@@ -256,7 +284,7 @@ class Daemon:
                 set_level(configuration.log.level)
             else:
                 self.vitals.log.apply(configuration.log.level, configuration.log.format)
-            await self.flusher.apply(self._plans(configuration), grace_ms=FLUSH_GRACE_MS)
+            await self.flusher.apply(plans, grace_ms=FLUSH_GRACE_MS)
             self.vitals.reloaded()
             _log.info(
                 "configuration reloaded: accounts %s",
@@ -423,6 +451,33 @@ class Daemon:
         )
         settings = flush_settings(account, upstream, self._rng, paused=self.store.paused(account.name))
         return AccountPlan(settings, connect, (upstream, account.tls, fingerprint))
+
+
+async def _apart(read: Callable[[], Configuration]) -> Configuration:
+    """Call ``read`` on a thread that the process does not wait for at its end."""
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Configuration] = loop.create_future()
+
+    def tell(configuration: Configuration | None, error: BaseException | None) -> None:
+        if found.done():
+            return
+        if configuration is not None:
+            found.set_result(configuration)
+        elif error is not None:
+            found.set_exception(error)
+
+    def run() -> None:
+        configuration, error = None, None
+        try:
+            configuration = read()
+        except Exception as raised:  # noqa: BLE001 - for whoever waits
+            error = raised
+        # Nobody waits any more where the loop is closed.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, configuration, error)
+
+    threading.Thread(target=run, name="configuration", daemon=True).start()
+    return await found
 
 
 class _ExpiryPort:

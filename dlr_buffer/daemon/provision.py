@@ -1,11 +1,12 @@
 """From the configuration to what each part needs of it, so that no part knows the configuration.
 
-Pure, but for the limit of open files, which is raised and divided here. Which parts there are, and when they are given
-what they need, is the daemon's.
+Pure, but for the limit of open files, which is raised and divided here, and for whom the daemon runs as. Which parts
+there are, and when they are given what they need, is the daemon's.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import ssl
 from functools import partial
@@ -48,11 +49,17 @@ def max_waiting(configuration: Configuration) -> dict[str, int]:
 
 
 def allow_lists(configuration: Configuration) -> tuple[AllowList, AllowList]:
-    """Return who may use the client socket and the admin socket; root always may be an admin."""
+    """Return who may use the client socket and the admin socket; root always may be an admin.
+
+    So may the daemon's own user: `systemctl reload` asks through that socket what became of the reload.
+    """
     api = configuration.api
+    always = {0, os.geteuid()}
     return (
         AllowList(None if api.client_allow is None else frozenset(api.client_allow), "[api] client_allow"),
-        AllowList(None if api.admin_allow is None else frozenset({0, *api.admin_allow}), "[api] admin_allow"),
+        AllowList(
+            None if api.admin_allow is None else frozenset(always.union(api.admin_allow)), "[api] admin_allow"
+        ),
     )
 
 

@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,16 +31,14 @@ def run_daemon(config_path: Path | None) -> int:
     Returns the exit code: 0, or 1 if it could not start or the database failed.
     """
     leave_no_core()
+    log = Log(os.environ)
+    # What is wrong with the configuration is told too; how it wants its log is not known yet.
+    log.apply("info", "auto")
+    log.take_uncaught()
     try:
         sockets = listen_sockets(os.environ, SOCKET_NAMES)
         configuration = load(config_path, os.environ)
-    except DlrBufferError as error:
-        sys.stderr.write(f"dlr-buffer: {error}\n")
-        return 1
-    log = Log(os.environ)
-    log.apply(configuration.log.level, configuration.log.format)
-    log.take_uncaught()
-    try:
+        log.apply(configuration.log.level, configuration.log.format)
         return asyncio.run(_run(configuration, config_path, sockets, log))
     except DlrBufferError as error:
         _log.critical("the daemon could not start: %s", error, extra=about(Event.START_FAILED))
@@ -65,11 +62,22 @@ async def _run(
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     hangup = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, hangup.set)
     daemon = Daemon(configuration, sockets=sockets, log=log)
-    await daemon.start()
+
+    def told_to_stop() -> None:
+        stop.set()
+        daemon.give_up_start()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told_to_stop)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    try:
+        await daemon.start()
+    except DlrBufferError as error:
+        if not stop.is_set():
+            raise
+        _log.info("stopped before the queue was open: %s", error, extra=about(Event.STOPPED))
+        return 0
     # What was made so far lives as long as the process: the collector need not look at it again.
     gc.freeze()
     reloads = asyncio.create_task(_reload_on(hangup, daemon, config_path))

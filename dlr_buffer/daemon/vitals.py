@@ -161,7 +161,7 @@ class Vitals:
 
     def _alarms(self, free_bytes: int) -> tuple[str, ...]:
         alarms = list(self.problems())
-        if free_bytes < self.configuration.database.min_free_bytes:
+        if self.store.registration_stopped(free_bytes):
             alarms.append(
                 "the disk is nearly full: registration answers 507 until there is more space than min_free"
             )
@@ -252,7 +252,7 @@ class Vitals:
                 "waiting_rows": ("Rows that wait to be committed.", facts.waiting_rows),
                 "registration_stopped": (
                     "1 while there is less free space than min_free, so that registration answers 507.",
-                    float(facts.free_bytes < self.configuration.database.min_free_bytes),
+                    float(self.store.registration_stopped(facts.free_bytes)),
                 ),
                 "expiry_stopped": (
                     "1 while a clock alarm stops expiry.",

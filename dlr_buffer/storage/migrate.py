@@ -15,6 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -31,12 +32,14 @@ KNOWN: Final = frozenset(each.name.split("_")[0] for each in (MIGRATIONS / "vers
 """Every version that this program can read or migrate from."""
 _NEW: Final = LastRun()
 _PR_SET_PDEATHSIG: Final = 1
+_LOOK_EVERY_S: Final = 0.1
 
 
-def ensure_schema(path: Path, last: LastRun = _NEW) -> None:
+def ensure_schema(path: Path, last: LastRun = _NEW, given_up: Callable[[], bool] = bool) -> None:
     """Create or migrate the database at ``path``, whose place the store has looked at and locked already.
 
-    Raises StoreUnavailable if that can't be done, or if ``last`` shows that a queue was here which is not any more.
+    Raises StoreUnavailable if that can't be done, if ``given_up`` comes to say so while it goes on, or if ``last``
+    shows that a queue was here which is not any more.
     """
     require_there(path, last)
     try:
@@ -57,16 +60,29 @@ def ensure_schema(path: Path, last: LastRun = _NEW) -> None:
             " run that one",
             fatal=True,
         )
-    child = subprocess.run(
+    _migrate(path, given_up)
+
+
+def _migrate(path: Path, given_up: Callable[[], bool]) -> None:
+    with subprocess.Popen(
         [sys.executable, "-m", "dlr_buffer.storage.migrate"],
-        input=str(path),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
+    ) as child:
+        told: str | None = str(path)
+        while True:
+            try:
+                _, said = child.communicate(told, timeout=_LOOK_EVERY_S)
+                break
+            except subprocess.TimeoutExpired:
+                told = None
+            if given_up():
+                child.kill()
     if child.returncode != 0:
         raise StoreUnavailable(
-            f"{path} could not be migrated to schema {HEAD}: {_reason(child)}; nothing of it was kept",
+            f"{path} could not be migrated to schema {HEAD}: {_reason(child.returncode, said)}; nothing of it was kept",
             fatal=True,
         )
 
@@ -105,11 +121,11 @@ def _version(path: Path, last: LastRun) -> str | None:
     return str(versions[0])
 
 
-def _reason(child: subprocess.CompletedProcess[str]) -> str:
-    if child.returncode < 0:
-        return f"the migration was killed by {signal.Signals(-child.returncode).name}"
-    said = child.stderr.strip().splitlines()
-    return said[-1] if said else f"the migration ended with code {child.returncode} and without a word"
+def _reason(code: int, said: str) -> str:
+    if code < 0:
+        return f"the migration was killed by {signal.Signals(-code).name}"
+    lines = said.strip().splitlines()
+    return lines[-1] if lines else f"the migration ended with code {code} and without a word"
 
 
 def upgrade(path: Path, revision: str = "head") -> None:

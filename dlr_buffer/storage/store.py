@@ -190,8 +190,12 @@ class SqliteStore:
         first_request_id: int,
         listeners: StoreListeners,
         now_ms: Callable[[], int],
+        given_up: Callable[[], bool] = bool,
     ) -> SqliteStore:
-        """Lock, migrate and open the queue at ``path``; raises StoreUnavailable with what to do."""
+        """Lock, migrate and open the queue at ``path``; raises StoreUnavailable with what to do.
+
+        It is raised too if a migration is under way once ``given_up`` says so; nothing of that is kept then.
+        """
         loop = asyncio.get_running_loop()
         return await asyncio.to_thread(
             cls._open,
@@ -202,6 +206,7 @@ class SqliteStore:
             listeners,
             now_ms,
             loop,
+            given_up,
         )
 
     @classmethod
@@ -214,6 +219,7 @@ class SqliteStore:
         listeners: StoreListeners,
         now_ms: Callable[[], int],
         loop: asyncio.AbstractEventLoop,
+        given_up: Callable[[], bool],
     ) -> SqliteStore:
         # SQLite keeps its log beside the file itself, not beside a symbolic link to it; so do we look there.
         path = Path(os.path.realpath(path))
@@ -227,7 +233,7 @@ class SqliteStore:
         lock = QueueLock(path)
         connection: Connection | None = None
         try:
-            ensure_schema(path, lock.last)
+            ensure_schema(path, lock.last, given_up)
             if wal_reset_bug():
                 _log.warning(
                     "SQLite %s has the WAL-reset bug (mended in 3.51.3, 3.50.7 and 3.44.6); it can't strike here, where"
@@ -910,6 +916,10 @@ class SqliteStore:
                 )
         return no_room
 
+    def registration_stopped(self, free_bytes: int) -> bool:
+        """Whether so little free space stops registration."""
+        return free_bytes < self._min_free_bytes
+
     def _no_room(self) -> StorageFull | None:
         """Why nothing may be registered, if the disk is nearly full."""
         try:
@@ -917,7 +927,7 @@ class SqliteStore:
         except OSError:
             # The folder is gone: the writer finds that out before it acknowledges anything.
             return None
-        if free >= self._min_free_bytes:
+        if not self.registration_stopped(free):
             return None
         return StorageFull(
             f"only {free // 2**20} MiB are free beside {self.path}, less than [database] min_free"

@@ -13,7 +13,7 @@ from contextlib import closing
 
 from dlr_buffer.simulator import Hang, SimulatorSettings
 from dlr_buffer.simulator.server import Request
-from tests.acceptance.harness import Site, StandIn, eventually, threads
+from tests.acceptance.harness import DaemonProcess, Site, StandIn, eventually, threads
 
 SLOW = ["slow-1", "slow-2", "slow-3"]
 WAITING = [f"waiting-{number}" for number in range(50)]
@@ -166,3 +166,25 @@ def test_stop_in_the_middle_of_a_reload(site: Site) -> None:
         assert database.execute("SELECT status, count(*) FROM receipts GROUP BY status").fetchall() == [
             (2, 2)
         ]
+
+
+MIGRATES_FOR_LONG = """
+import pathlib, sys, time
+if "dlr_buffer.storage.migrate" in sys.orig_argv:
+    pathlib.Path({mark!r}).touch()
+    time.sleep(3600)
+"""
+
+
+def test_stop_in_the_middle_of_a_migration(site: Site) -> None:
+    """SIGTERM to the daemon alone while it migrates ends both with 0, says so, and the next start begins anew."""
+    mark = site.folder / "migrating"
+    (site.folder / "sitecustomize.py").write_text(MIGRATES_FOR_LONG.format(mark=str(mark)), "utf-8")
+    site.configure()
+    daemon = DaemonProcess(site, {"PYTHONPATH": str(site.folder)})
+    site.runs.append(daemon)
+    eventually(mark.exists, bool)
+    assert daemon.terminate() == 0
+    assert "stopped before the queue was open" in site.log.read_text()
+    assert "CRITICAL" not in site.log.read_text()
+    assert site.start().terminate() == 0

@@ -38,6 +38,7 @@ from dlr_buffer.config import (
 from dlr_buffer.daemon import Daemon
 from dlr_buffer.errors import DlrBufferError, StoreUnavailable
 from dlr_buffer.health import HealthState
+from dlr_buffer.logs import Event
 from dlr_buffer.simulator import Hang, Request, Simulator, SimulatorSettings
 from dlr_buffer.storage.writer import Lane
 from dlr_buffer.watchdog import Watchdog
@@ -573,14 +574,94 @@ async def test_a_reload_says_what_needs_a_restart(site: Site, caplog: pytest.Log
             retention=RetentionSettings(dead_ms=5 * HOUR),
             log=LogSettings("debug"),
         )
-        await daemon.reload(changed)
-        assert "need a restart of the daemon: database.min_free" in caplog.text
+        for _ in range(2):  # it still does when nothing is changed again
+            caplog.clear()
+            await daemon.reload(changed)
+            assert "need a restart of the daemon: database.min_free" in caplog.text
         assert daemon.retention.settings.dead_ms == 5 * HOUR
         assert logging.getLogger("dlr_buffer").level == logging.DEBUG
         body = {"message_id": "m", "message_state": "delivered"}
         assert (await site.call("POST", "/v1/receipts", body, admin=False)).status_code == 404
+        caplog.clear()
         await daemon.reload(site.configuration())
+        assert "need a restart" not in caplog.text
         assert (await site.call("POST", "/v1/receipts", body, admin=False)).status_code == 202
+
+
+@on_loop
+async def test_alarms_go_by_what_holds(site: Site) -> None:
+    """A min_free that a restart would bring stops nothing yet, and no alarm, metric or page says that it does."""
+    async with site.running() as daemon:
+        await daemon.reload(
+            site.configuration(database=DatabaseSettings(f"sqlite:///{site.database}", min_free_bytes=2**60))
+        )
+        assert daemon.vitals.facts().alarms == ()
+        assert "dlr_buffer_registration_stopped 0.0" in (await site.call("GET", "/metrics")).text
+        body = {"message_id": "m"}
+        assert (await site.call("POST", "/v1/messages", body, admin=False)).status_code == 201
+
+
+@on_loop
+@pytest.mark.parametrize("what", ["add_accounts", "paused"])
+async def test_a_reload_that_is_refused_changes_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """If the queue can't take the accounts, or their plans can't be made, the old configuration holds whole."""
+    async with site.running() as daemon:
+        before = daemon.configuration, daemon.queue.settings, daemon.retention.settings
+
+        def refuse(*_: object) -> None:
+            raise StoreUnavailable("the disk is full")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(daemon.store, what, refuse)
+            changed = site.configuration(
+                site.account(), site.account("another"), messages=MessageSettings(unknown_messages="reject")
+            )
+            await daemon.reload_from(lambda: changed)
+        assert (daemon.configuration, daemon.queue.settings, daemon.retention.settings) == before
+        assert [view.name for view in daemon.flusher.views() if view.configured] == ["default"]
+        assert daemon.vitals.reload_error == "the disk is full"
+        await daemon.reload_from(lambda: changed)
+        assert daemon.vitals.facts().alarms == ()
+        assert daemon.configuration is changed
+
+
+@on_loop
+async def test_one_reload_is_not_the_last(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that nobody foresaw is told as a failed reload, without its text, and the next reload is taken."""
+    async with site.running() as daemon:
+
+        def unforeseen() -> Configuration:
+            return site.configuration(site.account(int("secret" * 2)))  # type: ignore[arg-type]  # as a defect would
+
+        await daemon.reload_from(unforeseen)
+        (alarm,) = daemon.vitals.facts().alarms
+        assert "an error that nobody foresaw (ValueError)" in alarm
+        assert [getattr(record, "event", None) for record in caplog.records].count(Event.DEFECT) == 1
+        assert "secretsecret" not in caplog.text
+        await daemon.reload_from(site.configuration)
+        assert daemon.vitals.facts().alarms == ()
+
+
+@on_loop
+async def test_a_reload_waits_for_nobody_else(site: Site) -> None:
+    """While users and groups are looked up for a reload the daemon answers, and it ends without waiting for that."""
+    looks, found = threading.Event(), threading.Event()
+
+    def slow() -> Configuration:
+        looks.set()
+        assert found.wait(60)
+        return site.configuration()
+
+    async with site.running() as daemon:
+        reloading = asyncio.create_task(daemon.reload_from(slow))
+        await asyncio.to_thread(looks.wait, 60)
+        assert (await site.call("GET", "/healthz")).status_code == 200
+        assert not reloading.done()
+        reloading.cancel()
+        await asyncio.gather(reloading, return_exceptions=True)
+    found.set()
 
 
 @on_loop

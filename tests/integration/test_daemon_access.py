@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dlr_buffer.config import BatchSettings, LogSettings
+from dlr_buffer.config import ApiSettings, BatchSettings, LogSettings
+from dlr_buffer.daemon.provision import allow_lists
 from dlr_buffer.logs import AUDIT, Event, Log
 from dlr_buffer.simulator import FaultKind, Simulator, SimulatorSettings
 from tests.integration.test_daemon import Site, folder, log_level, migrated, path, site
@@ -47,6 +48,15 @@ async def test_lists_of_users_hold_from_the_start_and_after_a_reload(site: Site)
         assert await metric(site, f'dlr_buffer_api_requests_total{{socket="client",uid="{ME}"}}') == 3
         await daemon.reload(closed)
         assert (await site.call("GET", "/healthz", admin=False)).status_code == 403
+
+
+def test_the_daemon_may_always_ask_itself(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user that it runs as is admitted where admins are, for `systemctl reload` asks as that one."""
+    monkeypatch.setattr(os, "geteuid", lambda: 970)
+    api = ApiSettings(client_allow=(5,), admin_allow=(1234,))
+    clients, admins = allow_lists(site.configuration(api=api))
+    assert admins.uids == frozenset({0, 970, 1234})
+    assert clients.uids == frozenset({5})
 
 
 @on_loop

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +27,9 @@ def main_with_a_long_migration() -> int:
     """Run the daemon so."""
     migrate = ensure_schema
 
-    def long_migration(path: Path, last: LastRun) -> None:
+    def long_migration(path: Path, last: LastRun, given_up: Callable[[], bool]) -> None:
         time.sleep(TAKES_S)
-        migrate(path, last)
+        migrate(path, last, given_up)
 
     def ask_for_nothing(_notifier: Notifier, _seconds: float) -> None:
         pass

@@ -22,6 +22,7 @@ import pytest
 
 from dlr_buffer import clock
 from dlr_buffer.client import Client
+from dlr_buffer.logs import Event
 from dlr_buffer.simulator import SimulatorSettings
 from tests.acceptance.harness import StandIn
 from tests.documents import ROOT
@@ -230,6 +231,35 @@ def test_a_reload_waits_and_tells_what_is_wrong(machine: Machine) -> None:
         machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
     machine.ask("systemctl", "reload", UNIT)
     assert "the last reload failed" not in machine.ask("dlr-buffer", "status")
+
+
+def test_a_start_that_fails_is_told_as_such(machine: Machine) -> None:
+    """A configuration with an error: the journal has it by priority and by kind, as it has what fails later."""
+    machine.ask("cp", CONFIG, "/root/config.toml")
+    machine.ask("sed", "-i", "1i nonsense = 1", CONFIG)
+    try:
+        assert machine.run("systemctl", "restart", UNIT).returncode != 0
+        kind = f"MESSAGE_ID={Event.START_FAILED.message_id}"
+        said = machine.ask(
+            "journalctl", "--no-pager", "--output=cat", "--priority=crit", "--unit", UNIT, kind
+        )
+        assert "the daemon could not start: the configuration cannot be used" in said
+        assert "nonsense" in said
+    finally:
+        machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
+        machine.ask("systemctl", "restart", UNIT)
+
+
+def test_an_allow_list_lets_a_reload_through(machine: Machine) -> None:
+    """Where `admin_allow` names one admin, `systemctl reload` still works, and can take the list back."""
+    machine.ask("cp", CONFIG, "/root/config.toml")
+    machine.ask("sed", "-i", r"1i [api]\nadmin_allow = [4711]", CONFIG)
+    try:
+        machine.ask("systemctl", "reload", UNIT)
+        machine.ask("systemctl", "reload", UNIT)
+    finally:
+        machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
+        machine.ask("systemctl", "reload", UNIT)
 
 
 @pytest.mark.parametrize(
