@@ -4,7 +4,7 @@
 set -eu
 
 VENV=$PREFIX/venv
-MARK=$VENV/.made-by-make-install
+MARK=.made-by-make-install
 LIST=$PREFIX/installed-files
 LINK=/usr/local/bin/dlr-buffer
 UNITS=/usr/local/lib/systemd/system
@@ -54,11 +54,13 @@ if [ "$(readlink "$LINK")" = "$VENV/bin/dlr-buffer" ]; then
 	echo "removing $LINK"
 	rm "$LINK"
 fi
-if [ -e "$MARK" ]; then
-	echo "removing $VENV"
-	rm -rf "$VENV"
-	rmdir --ignore-fail-on-non-empty "$PREFIX"
-fi
+for made in "$VENV" "$VENV".[0-9]*; do # the first is a link to one of the others, or of a time before there were others
+	if [ -e "$made/$MARK" ]; then
+		echo "removing $made"
+		rm -rf "$made"
+		rmdir "$PREFIX" 2>/dev/null || true # unless it holds something else, or is a mount point
+	fi
+done
 if [ "${PURGE:-no}" = no ]; then
 	echo "Left as they are: the queue in $QUEUE, $ETC, the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client,"
 	echo "dlr-buffer-admin. sudo make uninstall PURGE=yes removes these too, with all messages that still wait."
