@@ -67,7 +67,14 @@ if [ "${PURGE:-no}" = no ]; then
 	exit
 fi
 echo "removing the queue in $QUEUE, and $ETC"
-rm -rf "$QUEUE" "$ETC"
+for folder in "$QUEUE" "$ETC"; do
+	if mountpoint --quiet --nofollow "$folder"; then
+		find "$folder" -mindepth 1 -delete
+		echo "$folder is a mount point, and stays, empty"
+	else
+		rm -rf "$folder"
+	fi
+done
 echo "removing the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client and dlr-buffer-admin"
 if getent passwd dlr-buffer >/dev/null; then
 	userdel dlr-buffer
