@@ -25,6 +25,14 @@ if [ -e /var/lib/dpkg/info/dlr-buffer.prerm ]; then
 	fail "The Debian package dlr-buffer is installed. Remove that with apt: apt remove dlr-buffer, or apt purge dlr-buffer"
 fi
 
+# Half of it would go, and the rest be left to nobody.
+installed=$(readlink "$LINK" || true)
+case $installed in
+"$VENV/bin/dlr-buffer") ;;
+*/venv/bin/dlr-buffer)
+	fail "The program is not in $PREFIX. Name where it is: sudo make uninstall PREFIX=${installed%/venv/bin/dlr-buffer}" ;;
+esac
+
 # 0.1.0 had its one unit there.
 if [ -e "$UNITS/dlr-buffer.service" ] || [ -e /etc/systemd/system/dlr-buffer.service ]; then
 	echo "stopping the service and removing its units"
@@ -50,7 +58,7 @@ if [ -e "$LIST" ]; then
 	done <"$LIST"
 	rm "$LIST"
 fi
-if [ "$(readlink "$LINK")" = "$VENV/bin/dlr-buffer" ]; then
+if [ "$installed" = "$VENV/bin/dlr-buffer" ]; then
 	echo "removing $LINK"
 	rm "$LINK"
 fi

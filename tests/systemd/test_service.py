@@ -610,12 +610,19 @@ def test_an_install_that_cannot_work_is_refused(machine: Machine, user: str, giv
 
 
 def test_uninstall_leaves_queue_and_configuration(service: Machine) -> None:
-    """Program, link and unit go and the service stops; queue, configuration and user stay. Twice does no harm."""
+    """Program, link and unit go and the service stops; queue, configuration and user stay. Twice does no harm.
+
+    Asked for another prefix than the program's it removes nothing, and names the right one.
+    """
     # The last but one of this file: the service is gone after it.
     pid = service.facts(UNIT, "MainPID")["MainPID"]
     refused = service.run("make", "uninstall", "PURGE=maybe", cwd="/share/project")
     assert refused.returncode != 0
     assert "PURGE is yes" in refused.stdout
+    refused = service.run("make", "uninstall", "PREFIX=/srv/another", cwd="/share/project")
+    assert refused.returncode != 0
+    assert "sudo make uninstall PREFIX=/opt/dlr-buffer" in refused.stdout
+    assert service.facts(UNIT, "MainPID")["MainPID"] == pid
     for _ in range(2):
         done = service.run("bash", "-c", UNINSTALL.removeprefix("sudo "), cwd="/share/project")
         assert done.returncode == 0, done.stdout
