@@ -346,6 +346,23 @@ def test_a_stop_is_clean(service: Machine) -> None:
     assert "systemctl status dlr-buffer" in done.stdout
 
 
+def test_metrics_that_can_not_be_had_leave_the_last_ones(service: Machine) -> None:
+    """With the daemon stopped the printed command fails, and the file for Prometheus stays as it was, its time too.
+
+    Whatever it writes is in that folder, so that the file is exchanged at once, and is not collected before.
+    """
+    (command,) = {step for _, step in STEPS if "/metrics" in step and ".prom" in step}
+    (folder,) = re.findall(r"cd (\S+)", command)
+    look = ("find", folder, "-name", "*.prom", "-size", "+0", "-printf", "%f %s %T@")
+    before = service.ask(*look)
+    assert before.startswith("dlr-buffer.prom ")
+    service.ask("systemctl", "stop", UNIT)
+    done = service.run("bash", "-c", command.removeprefix("sudo "))
+    assert done.returncode != 0
+    assert service.ask(*look) == before
+    assert not re.search(r"(?:>|--output|mv) *\S*/", command)
+
+
 def test_no_password_is_seen(service: Machine) -> None:
     """Neither the journal of a delivery at debug level nor the list of processes has the password."""
     service.ask("sed", "-i", 's/^level = "info"/level = "debug"/', f"{ETC}/config.toml")
