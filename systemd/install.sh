@@ -4,9 +4,9 @@
 set -eu
 umask 022 # whatever root's own is: the service's user has to read the program
 
-VENV=$PREFIX/venv
-MARK=$VENV/.made-by-make-install # only an environment with this is ever made anew, or removed by uninstall.sh
-LIST=$PREFIX/installed-files     # what lies outside of PREFIX, for uninstall.sh and for the next upgrade
+VENV=$PREFIX/venv # a link to the environment in use: venv.1 or another number, whose scripts hold its own name
+MARK=.made-by-make-install   # only an environment with this in it is ever removed, here or by uninstall.sh
+LIST=$PREFIX/installed-files # what lies outside of PREFIX, for uninstall.sh and for the next upgrade
 LINK=/usr/local/bin/dlr-buffer
 SHARE=/usr/local/share
 UNITS=/usr/local/lib/systemd/system # not /etc: an admin masks and overrides there
@@ -36,42 +36,61 @@ case $PREFIX in
 /*) outside_homes "$PREFIX" "Name another place: sudo make install PREFIX=/opt/dlr-buffer" ;;
 *) fail "PREFIX is an absolute path, such as /opt/dlr-buffer, not $PREFIX" ;;
 esac
-[ ! -e "$VENV" ] || [ -e "$MARK" ] ||
+[ ! -e "$VENV" ] || [ -e "$VENV/$MARK" ] ||
 	fail "$VENV is there already, and was not made by make install. Move it away, or name another PREFIX."
 [ ! -e "$LINK" ] || [ -L "$LINK" ] ||
 	fail "$LINK is there already, and is no link made by make install. Move it away."
 [ ! -e /var/lib/dpkg/info/dlr-buffer.prerm ] ||
 	fail "The Debian package dlr-buffer is installed. Upgrade that (make deb), or remove it first: apt remove dlr-buffer"
 
-version() {
-	"$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
-}
-if [ "$(version "$VENV/bin/python")" != "$(version "$PYTHON")" ] || ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
-	echo "making the virtual environment $VENV (Python $(version "$PYTHON"))"
-	mkdir -p "$PREFIX"
-	"$PYTHON" -m venv --clear "$VENV" || {
-		rm -rf "$VENV"
-		fail "$PYTHON could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv"
-	}
-	touch "$MARK"
-fi
-pip_install() {
-	"$VENV/bin/python" -m pip --disable-pip-version-check --no-input install --quiet "$@" ||
-		fail "Installing failed; pip says above why. Nothing else was changed: mend it and run make install again."
-}
+# Each installation makes an environment of its own, and all goes over to it at the end: one that breaks off changes
+# nothing, and a daemon that imports something late finds what belongs to the rest of it.
+number=1
+while [ -e "$VENV.$number" ]; do number=$((number + 1)); done
+NEW=$VENV.$number
 # What only the installation needs goes where it is gone afterwards, and is pinned and checked like all else: left to
 # itself, pip would fetch a build backend of its own choice.
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+unfinished=$NEW
+trap 'rm -rf "$work" ${unfinished:+"$unfinished"}' EXIT
 trap 'exit 1' INT TERM
+
+pip_install() {
+	"$NEW/bin/python" -m pip --disable-pip-version-check --no-input install --quiet "$@" ||
+		fail "Installing failed; pip says above why. Nothing was changed: mend it and run make install again."
+}
+echo "making the virtual environment $NEW (Python $("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])'))"
+mkdir -p "$NEW"
+touch "$NEW/$MARK"
+"$PYTHON" -m venv "$NEW" ||
+	fail "$PYTHON could not make a virtual environment. On Debian and Ubuntu: apt install python3-venv"
 echo "installing what dlr-buffer needs into it, each file checked against its hash"
 pip_install --require-hashes --only-binary :all: --requirement requirements.txt
 pip_install --require-hashes --only-binary :all: --requirement requirements-build.txt --no-compile --target "$work/tools"
 echo "installing dlr-buffer into it"
 export PYTHONPATH="$work/tools"
-pip_install --no-deps --no-build-isolation --force-reinstall .
-"$VENV/bin/python" -B -m share "$work/share" || fail "Making the manual pages failed; above it says why."
+pip_install --no-deps --no-build-isolation .
+"$NEW/bin/python" -B -m share "$work/share" ||
+	fail "Making the manual pages failed; above it says why. Nothing was changed."
 unset PYTHONPATH
+
+echo "going over to it: $VENV"
+before=$(readlink "$VENV" || true)
+ln -sfn "${NEW##*/}" "$VENV.next"
+if [ -d "$VENV" ] && [ ! -L "$VENV" ]; then
+	# Made before it was a link. The daemon that runs from it finds the new program under its path until it is
+	# restarted, as it did after every upgrade of that time.
+	before=venv.0
+	mv -T "$VENV" "$PREFIX/$before"
+fi
+mv -T "$VENV.next" "$VENV"
+unfinished=""
+# The one before stays for the daemon, which runs from it until it is restarted. Older ones go, and what was left of an
+# installation that was killed, unless something runs from them even now.
+for made in "$VENV".[0-9]*; do
+	case ${made##*/} in "${NEW##*/}" | "$before") continue ;; esac
+	[ ! -e "$made/$MARK" ] || grep -qsF "$made/" /proc/[0-9]*/maps || rm -rf "$made"
+done
 
 echo "linking $LINK"
 mkdir -p "$(dirname "$LINK")"

@@ -4,7 +4,7 @@
 set -eu
 
 VENV=$PREFIX/venv
-MARK=$VENV/.made-by-make-install
+MARK=.made-by-make-install
 LIST=$PREFIX/installed-files
 LINK=/usr/local/bin/dlr-buffer
 UNITS=/usr/local/lib/systemd/system
@@ -24,6 +24,14 @@ esac
 if [ -e /var/lib/dpkg/info/dlr-buffer.prerm ]; then
 	fail "The Debian package dlr-buffer is installed. Remove that with apt: apt remove dlr-buffer, or apt purge dlr-buffer"
 fi
+
+# Half of it would go, and the rest be left to nobody.
+installed=$(readlink "$LINK" || true)
+case $installed in
+"$VENV/bin/dlr-buffer") ;;
+*/venv/bin/dlr-buffer)
+	fail "The program is not in $PREFIX. Name where it is: sudo make uninstall PREFIX=${installed%/venv/bin/dlr-buffer}" ;;
+esac
 
 # 0.1.0 had its one unit there.
 if [ -e "$UNITS/dlr-buffer.service" ] || [ -e /etc/systemd/system/dlr-buffer.service ]; then
@@ -50,22 +58,31 @@ if [ -e "$LIST" ]; then
 	done <"$LIST"
 	rm "$LIST"
 fi
-if [ "$(readlink "$LINK")" = "$VENV/bin/dlr-buffer" ]; then
+if [ "$installed" = "$VENV/bin/dlr-buffer" ]; then
 	echo "removing $LINK"
 	rm "$LINK"
 fi
-if [ -e "$MARK" ]; then
-	echo "removing $VENV"
-	rm -rf "$VENV"
-	rmdir --ignore-fail-on-non-empty "$PREFIX"
-fi
+for made in "$VENV" "$VENV".[0-9]*; do # the first is a link to one of the others, or of a time before there were others
+	if [ -e "$made/$MARK" ]; then
+		echo "removing $made"
+		rm -rf "$made"
+		rmdir "$PREFIX" 2>/dev/null || true # unless it holds something else, or is a mount point
+	fi
+done
 if [ "${PURGE:-no}" = no ]; then
 	echo "Left as they are: the queue in $QUEUE, $ETC, the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client,"
 	echo "dlr-buffer-admin. sudo make uninstall PURGE=yes removes these too, with all messages that still wait."
 	exit
 fi
 echo "removing the queue in $QUEUE, and $ETC"
-rm -rf "$QUEUE" "$ETC"
+for folder in "$QUEUE" "$ETC"; do
+	if mountpoint --quiet --nofollow "$folder"; then
+		find "$folder" -mindepth 1 -delete
+		echo "$folder is a mount point, and stays, empty"
+	else
+		rm -rf "$folder"
+	fi
+done
 echo "removing the user dlr-buffer and the groups dlr-buffer, dlr-buffer-client and dlr-buffer-admin"
 if getent passwd dlr-buffer >/dev/null; then
 	userdel dlr-buffer

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from dlr_buffer.cli import exits
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 def check_config(args: argparse.Namespace) -> int:
     """Print the effective configuration without its secrets, or every problem, one a line.
 
-    What will need care soon (a certificate that ends) is said as a warning.
+    What will need care soon (a certificate that ends) is said as a warning, and what only root can read.
     """
     from dlr_buffer import config
 
@@ -37,6 +39,8 @@ def check_config(args: argparse.Namespace) -> int:
         return exits.FAILED
     for problem in config.certificate_warnings(configuration, time.time_ns() // 1_000_000):
         print(f"warning: {problem.path}: {problem.detail}", file=sys.stderr)
+    for detail in _closed_to_the_service(args.config):
+        print(f"warning: {detail}", file=sys.stderr)
     print(config.describe(configuration).rstrip("\n"))
     for name in ("client", "admin"):
         if keys := config.left_to_socket_units(configuration.api, name):
@@ -45,6 +49,28 @@ def check_config(args: argparse.Namespace) -> int:
                 f"# {', '.join(keys)}: no effect where {unit} makes the socket; set SocketMode=, SocketGroup= there"
             )
     return exits.OK
+
+
+def _closed_to_the_service(config: Path | None) -> Iterator[str]:
+    """Say which files root, who checks them for the service, can read and the service's user can't."""
+    if os.geteuid() != 0:
+        return
+    from dlr_buffer.config import survey
+    from dlr_buffer.doctor import access, configuration, groups
+
+    if (daemon := access.identity_of(groups.SERVICE_USER)) is None:
+        return
+    # What systemd hands over has its own ways of being read, and is there for the service anyway.
+    handed_over = os.environ.get("CREDENTIALS_DIRECTORY") or "/run/credentials"
+    found = survey(config, os.environ)
+    files = {found.path: True}
+    for key, path in found.files.items():
+        if not path.is_relative_to(handed_over):
+            files[path] = not key.endswith("ca_file")
+    for path, secret in files.items():
+        with suppress(OSError):  # exchanged since it was read
+            if (closed := configuration.closed_finding(path, daemon, secret=secret)) is not None:
+                yield f"{closed.what}; the service can't start with it: {closed.remedy}"
 
 
 def reload(args: argparse.Namespace) -> int:

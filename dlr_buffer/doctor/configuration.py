@@ -54,33 +54,41 @@ def file_findings(path: Path, *, daemon: Identity | None, secret: bool = True) -
     except FileNotFoundError:
         yield error("file-missing", f"{path} is missing", f"write it: sudo install -m 0600 /dev/stdin {name}")
         return
-    group = group_name(daemon.gid) if daemon is not None else "dlr-buffer"
-    remedy = f"sudo chown root:{group} {name} && sudo chmod {'0640' if secret else '0644'} {name}"
     faults = list(_faults(found, daemon, secret=secret))
     for fault in faults:
-        yield error("file-mode", f"{path} {fault} (mode {mode(found)})", remedy)
-    if daemon is not None:
-        blocked = barrier(path, daemon)
-        if blocked is not None:
-            yield error(
-                "file-unreachable",
-                f"{path} can't be reached by the daemon's user {daemon.name}: {blocked} does not let it pass"
-                f" (mode {mode(blocked.stat())})",
-                f"sudo chmod a+x {shlex.quote(str(blocked))}",
-            )
-            return
-        if not may(found, daemon, READ):
-            yield error(
-                "file-unreadable",
-                f"{path} can't be read by the daemon's user {daemon.name} (it is"
-                f" {user_name(found.st_uid)}:{group_name(found.st_gid)}, mode {mode(found)})",
-                remedy,
-            )
-            return
-    if not faults:
+        yield error("file-mode", f"{path} {fault} (mode {mode(found)})", _remedy(path, daemon, secret=secret))
+    if daemon is not None and (closed := closed_finding(path, daemon, secret=secret)) is not None:
+        yield closed
+    elif not faults:
         yield ok(
             "file-mode", f"{path}: {user_name(found.st_uid)}:{group_name(found.st_gid)}, mode {mode(found)}"
         )
+
+
+def closed_finding(path: Path, daemon: Identity, *, secret: bool = True) -> Finding | None:
+    """Say why ``daemon`` can't read a file that is there; None if it can. Raises OSError."""
+    if (blocked := barrier(path, daemon)) is not None:
+        return error(
+            "file-unreachable",
+            f"{path} can't be reached by the daemon's user {daemon.name}: {blocked} does not let it pass"
+            f" (mode {mode(blocked.stat())})",
+            f"sudo chmod a+x {shlex.quote(str(blocked))}",
+        )
+    found = path.stat()
+    if may(found, daemon, READ):
+        return None
+    return error(
+        "file-unreadable",
+        f"{path} can't be read by the daemon's user {daemon.name} (it is"
+        f" {user_name(found.st_uid)}:{group_name(found.st_gid)}, mode {mode(found)})",
+        _remedy(path, daemon, secret=secret),
+    )
+
+
+def _remedy(path: Path, daemon: Identity | None, *, secret: bool) -> str:
+    name = shlex.quote(str(path))
+    group = group_name(daemon.gid) if daemon is not None else "dlr-buffer"
+    return f"sudo chown root:{group} {name} && sudo chmod {'0640' if secret else '0644'} {name}"
 
 
 def _faults(found: os.stat_result, daemon: Identity | None, *, secret: bool) -> Iterator[str]:

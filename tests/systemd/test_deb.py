@@ -294,9 +294,16 @@ def test_installed_again_it_goes_on(machine: Machine) -> None:
 
 
 def test_purge_leaves_nothing_but_the_user(machine: Machine) -> None:
-    """Queue, configuration, passwords and links of the units are gone; the user keeps its number."""
+    """Queue, configuration, passwords and links of the units are gone; the user keeps its number.
+
+    A disk of the queue's own, which can't be removed, is emptied.
+    """
+    queue = "/var/lib/dlr-buffer"
+    machine.ask("mount", "--bind", queue, queue)
     done = _apt(machine, PURGE)
     assert done.returncode == 0, done.stdout
+    machine.ask("umount", queue)
+    machine.ask("rmdir", queue)
     assert machine.ask("find", "/etc", "/var/lib", "/run", "/usr", "-xdev", "-name", "dlr-buffer*") == ""
     machine.ask("id", "dlr-buffer")
 

@@ -13,13 +13,14 @@ import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.checkout import copy_project
 from tests.documents import AT_THE_END, ON_A_MACHINE, RUN_LANGUAGES, Block, Section, blocks_of
-from tests.systemd.machine import Machine, eventually, unfit
+from tests.systemd.machine import PYTHON, Machine, eventually, unfit
 
 pytestmark = pytest.mark.timeout(300)  # whichever test comes first boots the machine and installs
 
@@ -31,7 +32,9 @@ STRANGER = "stranger"
 """A user of the machine who has nothing to do with the service."""
 PASSWORD = "correct-horse-battery"
 UPSTREAM = "https://smartswitch.example.com/api/dlr"
-SERVICE_PYTHON = "/opt/dlr-buffer/venv/bin/python"
+VENV = "/opt/dlr-buffer/venv"
+"""Leads to the environment in use; the others lie beside it."""
+SERVICE_PYTHON = f"{VENV}/bin/python"
 ETC = "/etc/dlr-buffer"
 UNIT = "dlr-buffer.service"
 SOCKET_UNIT = "/usr/local/lib/systemd/system/dlr-buffer-client.socket"
@@ -343,6 +346,23 @@ def test_a_stop_is_clean(service: Machine) -> None:
     assert "systemctl status dlr-buffer" in done.stdout
 
 
+def test_metrics_that_can_not_be_had_leave_the_last_ones(service: Machine) -> None:
+    """With the daemon stopped the printed command fails, and the file for Prometheus stays as it was, its time too.
+
+    Whatever it writes is in that folder, so that the file is exchanged at once, and is not collected before.
+    """
+    (command,) = {step for _, step in STEPS if "/metrics" in step and ".prom" in step}
+    (folder,) = re.findall(r"cd (\S+)", command)
+    look = ("find", folder, "-name", "*.prom", "-size", "+0", "-printf", "%f %s %T@")
+    before = service.ask(*look)
+    assert before.startswith("dlr-buffer.prom ")
+    service.ask("systemctl", "stop", UNIT)
+    done = service.run("bash", "-c", command.removeprefix("sudo "))
+    assert done.returncode != 0
+    assert service.ask(*look) == before
+    assert not re.search(r"(?:>|--output|mv) *\S*/", command)
+
+
 def test_no_password_is_seen(service: Machine) -> None:
     """Neither the journal of a delivery at debug level nor the list of processes has the password."""
     service.ask("sed", "-i", 's/^level = "info"/level = "debug"/', f"{ETC}/config.toml")
@@ -466,9 +486,13 @@ def test_installing_again_keeps_what_the_admin_wrote(service: Machine) -> None:
 def test_an_upgrade_says_what_is_left_to_do(service: Machine, tried: list[Tried]) -> None:
     """`make install` over a running service leaves it running as it was, and says how to go over.
 
+    The environment that it was started from stays, even one of the earlier layout; others that nothing runs from go.
     Socket units that have changed take more than a restart, which it says too. What an earlier version had put outside
     of its prefix goes; all else can be read, whatever root's umask is.
     """
+    assert "venv.1" in _environments(service), "the daemon ran from it still when the third was made"
+    _make_it_the_earlier_layout(service)
+    _plant_environments(service)
     pid = service.facts(UNIT, "MainPID")
     dropped = "/usr/local/share/man/man1/dlr-buffer-dropped.1"
     service.ask("bash", "-c", f"touch {dropped} && echo {dropped} >>/opt/dlr-buffer/installed-files")
@@ -491,6 +515,42 @@ def test_an_upgrade_says_what_is_left_to_do(service: Machine, tried: list[Tried]
         )
         == ""
     )
+    assert service.ask("dlr-buffer", "--version").startswith("dlr-buffer ")
+    assert _environments(service) == {"venv.0", "venv.1", "venv.70", "venv.90"}
+    assert service.ask("readlink", VENV) == "venv.1"
+    service.ask("systemctl", "reload", UNIT)
+    service.ask("systemctl", "restart", UNIT)
+    assert f"{VENV}.1/bin/python" in service.ask("ps", "axeww", "--format=args")
+    service.ask("bash", "-c", "systemctl stop runs-from-an-old-one; rm -r /opt/dlr-buffer/venv.{70,90}")
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [("-m venv", "could not make a virtual environment"), ("-m nothing", "Nothing was changed")],
+    ids=["no ensurepip", "no network"],
+)
+def test_an_install_that_breaks_off_changes_nothing(service: Machine, broken: str, said: str) -> None:
+    """With another Python, whose installation fails half-way, the program is there and whole as before."""
+    other = service.share / "other-python"
+    other.write_text(
+        f'#!/bin/sh\ncase "$*" in\n*version_info\\[:2\\]*) echo 3.99 ;;\n"{broken} "*) exit 1 ;;\n'
+        f'*) exec {PYTHON} "$@" ;;\nesac\n'
+    )
+    other.chmod(0o755)
+    look = (
+        "bash",
+        "-c",
+        f"cd {VENV}/.. && readlink {VENV} && ls -A . && find -L venv/ -type f | sort | md5sum",
+    )
+    before = service.ask(*look)
+    done = service.run(
+        *("make", "install", "PYTHON=/share/other-python"),
+        cwd="/share/project",
+        environ={"PIP_NO_INDEX": "1"},  # with which pip finds nothing
+    )
+    assert done.returncode != 0
+    assert said in done.stdout
+    assert service.ask(*look) == before
     assert service.ask("dlr-buffer", "--version").startswith("dlr-buffer ")
 
 
@@ -567,12 +627,19 @@ def test_an_install_that_cannot_work_is_refused(machine: Machine, user: str, giv
 
 
 def test_uninstall_leaves_queue_and_configuration(service: Machine) -> None:
-    """Program, link and unit go and the service stops; queue, configuration and user stay. Twice does no harm."""
+    """Program, link and unit go and the service stops; queue, configuration and user stay. Twice does no harm.
+
+    Asked for another prefix than the program's it removes nothing, and names the right one.
+    """
     # The last but one of this file: the service is gone after it.
     pid = service.facts(UNIT, "MainPID")["MainPID"]
     refused = service.run("make", "uninstall", "PURGE=maybe", cwd="/share/project")
     assert refused.returncode != 0
     assert "PURGE is yes" in refused.stdout
+    refused = service.run("make", "uninstall", "PREFIX=/srv/another", cwd="/share/project")
+    assert refused.returncode != 0
+    assert "sudo make uninstall PREFIX=/opt/dlr-buffer" in refused.stdout
+    assert service.facts(UNIT, "MainPID")["MainPID"] == pid
     for _ in range(2):
         done = service.run("bash", "-c", UNINSTALL.removeprefix("sudo "), cwd="/share/project")
         assert done.returncode == 0, done.stdout
@@ -591,10 +658,18 @@ def test_uninstall_leaves_queue_and_configuration(service: Machine) -> None:
 
 
 def test_purge_leaves_nothing(machine: Machine, tried: list[Tried]) -> None:
-    """Asked for in so many words, queue, configuration, user and groups go as well. Twice does no harm."""
+    """Asked for in so many words, queue, configuration, user and groups go as well. Twice does no harm.
+
+    A disk of the queue's own, which can't be removed, is emptied.
+    """
+    queue = "/var/lib/dlr-buffer"
+    machine.ask("mount", "--bind", queue, queue)
     for _ in range(2):
         done = machine.run("bash", "-c", PURGE.removeprefix("sudo "), cwd="/share/project")
         assert done.returncode == 0, done.stdout
+        if machine.run("mountpoint", queue).returncode == 0:
+            assert machine.ask("ls", "-A", queue) == ""
+            machine.ask("umount", queue)
     assert machine.run("ls", "-d", ETC, "/var/lib/dlr-buffer").stdout.count("No such file") == 2
     for kind in ("passwd", "group"):
         assert "dlr-buffer" not in machine.ask("getent", kind)
@@ -661,6 +736,35 @@ def _before(machine: Machine, section: Section) -> None:
 def _leave_something_to_steer(machine: Machine) -> None:
     """Report an intermediate state while the account is paused (the README's last command), so that it waits."""
     machine.ask("dlr-buffer", "report", "to-be-steered", "unknown")
+
+
+def _environments(machine: Machine) -> set[str]:
+    return {Path(name).name for name in machine.ask("bash", "-c", f"ls -d {VENV}.*").splitlines()}
+
+
+def _make_it_the_earlier_layout(machine: Machine) -> None:
+    """Have the daemon run from an environment that is a folder, not a link to one, as `make install` once made it."""
+    lines = [
+        "set -eu",
+        f"cd {VENV}/..",
+        "used=$(readlink venv)",
+        "mv --no-target-directory $used venv.before && rm -r venv venv.[0-9]* && mv venv.before venv",
+        f"sed -i 1s,.*,#!{VENV}/bin/python, venv/bin/dlr-buffer",
+        f"systemctl restart {UNIT}",
+    ]
+    machine.ask("bash", "-c", "\n".join(lines))
+
+
+def _plant_environments(machine: Machine) -> None:
+    """Plant an old one that something runs from, in a sandbox such as the daemon's; one for nothing; a stranger's."""
+    lines = [
+        "set -eu",
+        f"mkdir {VENV}.70 {VENV}.80 {VENV}.90",
+        f"touch {VENV}.70/.made-by-make-install {VENV}.80/.made-by-make-install",
+        f"cp /bin/sleep {VENV}.70/sleep",
+        f"systemd-run --quiet --unit=runs-from-an-old-one --property=ProtectSystem=strict {VENV}.70/sleep infinity",
+    ]
+    machine.ask("bash", "-c", "\n".join(lines))
 
 
 def _diagnosis(machine: Machine) -> list[dict[str, Any]]:

@@ -65,6 +65,15 @@ def test_its_commands_are_the_program_s(word: str) -> None:
     assert build_parser().parse_args(words).command_name == words[0]
 
 
+def test_podman_is_told_to_keep_the_health_check() -> None:
+    """Its own format of images has no HEALTHCHECK, so each command that builds one asks for docker's."""
+    assert said("HEALTHCHECK")
+    building = re.findall("podman build.*", (ROOT / "Containerfile").read_text("utf-8") + DOCUMENT)
+    assert len(building) == 2
+    for command in building:
+        assert "--format docker " in command
+
+
 def test_the_document_says_the_same() -> None:
     """User, folders and the image's name in the document are the recipe's."""
     for folder in ("/etc/dlr-buffer", "/var/lib/dlr-buffer", "/run/dlr-buffer"):

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dlr_buffer.cli import main
 from dlr_buffer.config import survey
+from dlr_buffer.doctor import access
 from dlr_buffer.doctor.access import Identity, identity_of_uid
 from dlr_buffer.doctor.configuration import configuration_findings, file_findings, secret_readers_finding
 from dlr_buffer.doctor.findings import Level
@@ -122,6 +124,50 @@ def test_who_may_read_a_secret(
     os.chown(folder / "password", owner, group)
     (folder / "password").chmod(mode)
     assert told(file_findings(folder / "password", daemon=DAEMON)) == [(level, code)]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("name", "group", "mode", "folder_mode", "said"),
+    [
+        ("password", DAEMON.gid, 0o640, 0o755, ""),
+        ("password", 0, 0o600, 0o755, "/password can't be read by"),
+        ("config.toml", 0, 0o640, 0o755, "/config.toml can't be read by"),
+        ("password", DAEMON.gid, 0o640, 0o700, "/password can't be reached by"),
+    ],
+)
+def test_check_config_by_root_tells_what_the_service_can_not_read(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    group: int,
+    mode: int,
+    folder_mode: int,
+    said: str,
+) -> None:
+    """Root can read all, so what would stop the service at its start is told as a warning, with what mends it."""
+    monkeypatch.setattr(access, "identity_of", {"dlr-buffer": DAEMON}.get)
+    os.chown(folder / name, 0, group)
+    (folder / name).chmod(mode)
+    folder.chmod(folder_mode)
+    assert main(["--config", str(folder / "config.toml"), "check-config"]) == 0
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert ("warning: " in shown.err) == ("sudo ch" in shown.err) == bool(said)
+    assert SECRET not in shown.out + shown.err
+
+
+@as_root
+def test_what_systemd_hands_over_is_not_told_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A credential is root's alone here, and systemd lets the service read it."""
+    monkeypatch.setattr(access, "identity_of", {"dlr-buffer": DAEMON}.get)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    os.chown(folder / "password", 0, 0)
+    assert main(["--config", str(folder / "config.toml"), "check-config"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @as_root
