@@ -397,6 +397,8 @@ class _Protocol(HttpToolsProtocol):
         self._fault: str | None = None
         # What becomes of the connection once the body of the current request has come whole.
         self._keep_alive = False
+        # Whether the next answer is the last one, whatever was begun before that was decided.
+        self._ending = False
         # Bytes that may still come and are dropped, once the last answer is given; None before that.
         self._dropping: int | None = None
         self.peer = NOBODY
@@ -483,7 +485,9 @@ class _Protocol(HttpToolsProtocol):
             raise ValueError(self._fault)  # which becomes the parser's error, without the text
         super().on_headers_complete()
         # An answer that goes out before the body came whole is the last one: the rest of the body is not waited for.
-        self._keep_alive = self.cycle.keep_alive and not upgrade and not self.server_state.stopping
+        self._keep_alive = self.cycle.keep_alive and not (
+            upgrade or self._ending or self.server_state.stopping
+        )
         self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -519,7 +523,8 @@ class _Protocol(HttpToolsProtocol):
         self._calls = 0
 
     def shutdown(self) -> None:
-        """Close after the next answer, and tell the client with it."""
+        """Close after the next answer, and tell the client with it, also if none of its request was read yet."""
+        self._ending = True
         self._keep_alive = False
         cycle = self._current()
         if cycle is not None and not cycle.response_complete:
@@ -611,7 +616,7 @@ class _Protocol(HttpToolsProtocol):
         if known is None or express is None or len(received) != end + len(_HEAD_END) + known.length:
             return False
         before = self._current()
-        keep = not self.server_state.stopping
+        keep = not (self._ending or self.server_state.stopping)
         cycle = self.cycle = _ExpressCycle(self, keep_alive=keep)  # type: ignore[assignment]  # as much as is looked at
         if not express.take(known.path, received[end + len(_HEAD_END) :], cycle):
             self.cycle = before  # type: ignore[assignment]  # uvicorn declares it without the None

@@ -309,6 +309,43 @@ def test_a_reload_ends_connections_that_are_not_admitted_any_more(api: Api) -> N
         assert _answer(other).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("express", [True, False])
+@pytest.mark.parametrize("read", ["nothing", "half a head"])
+def test_a_request_that_was_begun_is_the_last_of_who_is_not_admitted_any_more(
+    folder: Path, read: str, *, express: bool
+) -> None:
+    """Whether the daemon had read some of it or none as the list changed, its answer ends the connection."""
+    body = b'{"message_id": "m"}'
+    request = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    with (
+        Api(folder, accounts=frozenset({"default"}), express=express) as api,
+        connect(api.paths["client"]) as raw,
+    ):
+        server = api.servers["client"]
+        for _ in range(2):
+            raw.sendall(request)
+            assert b"connection: close" not in _answer(raw)
+
+        async def begin_and_admit() -> None:
+            if read == "half a head":
+                raw.sendall(request[:20])
+                (connection,) = server._state.connections
+                while not connection._head_bytes:  # type: ignore[union-attr]  # noqa: ASYNC110 - a turn or two
+                    await asyncio.sleep(0)
+            else:
+                raw.sendall(request)
+            server.admit(NOBODY_ELSE)
+
+        api.run(begin_and_admit())
+        if read == "half a head":
+            raw.sendall(request[20:])
+        answer = b""
+        while piece := raw.recv(1 << 16):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+
+
 def test_many_who_are_kept_out_take_no_room(api: Api) -> None:
     """However many connect and stay, the others' room is theirs, and all but a few connections are ended at once."""
     admit(api, "client", NOBODY_ELSE)
