@@ -66,9 +66,14 @@ class AccountFlusher:
         self._exchanges: dict[asyncio.Task[None], Upstream] = {}
         self._writing: set[asyncio.Task[None]] = set()
         """Exchanges that are over, all acknowledged, and being written: the next request need not wait for that."""
+        self._concluded: set[asyncio.Task[None]] = set()
+        """Exchanges whose answer is known; a leaving account's are written to the end."""
+        self.successor: AccountFlusher | None = None
+        """Who flushes this account by now; it is told when an answer is written here."""
         self._in_flight: Counter[int] = Counter()
         """Receipts, and how many exchanges have each: one may be sent again before its last exchange has ended."""
         self._loop_task: asyncio.Task[None] | None = None
+        self._started_over = False
         self._fresh_turn = True
         self._behind = 0
         """The receipt that was tried last of those left behind; 0 between two rounds."""
@@ -123,6 +128,11 @@ class AccountFlusher:
         """Something may have become sendable."""
         self._wake.set()
 
+    def start_over(self) -> None:
+        """Look for receipts from the oldest on: whoever flushed this account before keeps none apart any more."""
+        self._started_over = False
+        self._wake.set()
+
     def arrived(self, receipts: int) -> None:
         """So many fresh receipts came; a batch that lingers is only looked at again once it may be full."""
         if self._open_batch is not None:
@@ -159,8 +169,17 @@ class AccountFlusher:
         self._judge.nudge()
         self._wake.set()
 
-    async def stop(self, grace_ms: int) -> None:
-        """Start no more requests, give those under way ``grace_ms`` to finish, give the rest back."""
+    @property
+    def writes(self) -> bool:
+        """Whether answers of Smartswitch are still to be written."""
+        return bool(self._concluded)
+
+    async def stop(self, grace_ms: int, *, keep_writing: bool = False) -> None:
+        """Start no more requests, give those under way ``grace_ms`` to finish, give the rest back.
+
+        With ``keep_writing`` answers that are known go on being written until they are: the daemon stays, so no receipt
+        has to be sent again for them, nor to stay in flight for ever.
+        """
         # The loop ends by itself: cancelled in the middle of a claim, it would leave receipts in flight.
         self._stopping = True
         self._wake.set()
@@ -169,6 +188,8 @@ class AccountFlusher:
             tasks.add(self._loop_task)
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_ms / 1000)
+            if keep_writing:
+                late -= self._concluded
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -205,17 +226,14 @@ class AccountFlusher:
     # The loop
 
     async def _loop(self) -> None:
-        started_over = False
         while not self._stopping:
             self._wake.clear()
             self._open_batch = None
             self.turns += 1
             await self._close_retired()
             try:
-                if not started_over:
-                    # Whoever flushed this account before (until a reload) kept some apart in its own memory.
-                    await self._outbox.start_over(self.settings.name)
-                    started_over = True
+                if not self._started_over:
+                    await self._start_over()
                 await self._release_acquitted()
                 until = await self._start_exchanges()
                 if not all(each in self._in_flight for each in self._judge.acquitted):
@@ -224,6 +242,15 @@ class AccountFlusher:
                 self._say("store", f"cannot read the queue, trying again: {error}", event=Event.COMMIT_FAILED)
                 until = self._clock.now_ms() + STORE_RETRY_MS
             await self._wait(until)
+
+    async def _start_over(self) -> None:
+        # Whoever flushed this account before (until a reload) kept some apart in its own memory.
+        self._started_over = True
+        try:
+            await self._outbox.start_over(self.settings.name)
+        except DlrBufferError:
+            self._started_over = False
+            raise
 
     async def _wait(self, until_ms: int | None) -> None:
         """Wait until something happens, or until wall time ``until_ms``."""
@@ -292,17 +319,24 @@ class AccountFlusher:
     async def _give_back(self, work: Work) -> None:
         """Let work that was picked be picked again later; it was not sent."""
         self._judge.put_back(work)
-        await self._settle(Conclusion(returned=work.request_ids), sent=False)
+        try:
+            await self._settle(Conclusion(returned=work.request_ids), sent=False)
+        except asyncio.CancelledError:
+            self._outbox.give_back(self.settings.name, work.request_ids, sent=False)
+            raise
 
     def _exchange_done(self, work: Work, exchange: asyncio.Task[None]) -> None:
         self._exchanges.pop(exchange, None)
         self._writing.discard(exchange)
+        self._concluded.discard(exchange)
         for each in work.request_ids:
             self._in_flight[each] -= 1
             if not self._in_flight[each]:
                 del self._in_flight[each]
         self._judge.asides.land(each for each in work.request_ids if each not in self._in_flight)
         self._wake.set()
+        if self.successor is not None:
+            self.successor.start_over()
         if not exchange.cancelled() and (error := exchange.exception()) is not None:
             self._say_fault(error)
 
@@ -485,12 +519,16 @@ class AccountFlusher:
             )
             conclusion = self._judge.conclude(work, answer)
         except asyncio.CancelledError:
-            # The daemon stops: what became of it is unknown, so it waits again under the same id.
-            await self._settle(Conclusion(returned=work.request_ids), once=True)
+            # The daemon stops, or the account leaves: what became of it is unknown, so it waits again, under its id.
+            if not await self._settle(Conclusion(returned=work.request_ids), once=True):
+                # Nobody tries again; if the account comes back, none of its receipts may be in flight.
+                self._outbox.give_back(self.settings.name, work.request_ids, sent=True)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the receipts must not stay in flight
             self._say_fault(error)
             conclusion = self._judge.unforeseen(work)
+        if (exchange := asyncio.current_task()) is not None:
+            self._concluded.add(exchange)
         if upstream is not self._upstream:
             # What the old connection met says nothing about the new one, which is to be tried at once.
             self._judge.nudge()
@@ -527,8 +565,10 @@ class AccountFlusher:
         unwaited: Sequence[int] = (),
         sent: bool = True,
         once: bool = False,
-    ) -> None:
-        """Write a conclusion; if the database has a moment of weakness, keep trying.
+    ) -> bool:
+        """Write a conclusion; if the database has a moment of weakness, keep trying unless ``once``.
+
+        Returns whether it is written.
 
         The answer is known only here, and its receipts stay in flight meanwhile: nothing is sent again for it.
         """
@@ -556,7 +596,7 @@ class AccountFlusher:
                 )
                 # For good: the daemon ends, and need not wait for this.
                 if once or (isinstance(error, StoreUnavailable) and error.fatal):
-                    return
+                    return False
                 self._unwritten[id(conclusion)] = str(error)
                 try:
                     await self._clock.sleep(STORE_RETRY_MS)
@@ -567,7 +607,7 @@ class AccountFlusher:
                 self._unwritten.pop(id(conclusion), None)
                 if settled.dead:
                     self._say_dead(settled.dead, conclusion.refused[-1])
-                return
+                return True
 
     def _say_dead(self, number: int, last: Refused) -> None:
         """Log that receipts were given up: how many since that was logged before, and why the last one."""

@@ -61,6 +61,7 @@ class Flusher:
         self._metrics = metrics
         self._running: dict[str, AccountFlusher] = {}
         self._leaving: list[AccountFlusher] = []
+        """Those whose accounts are not configured any more, until all their answers are written."""
         self._keys: dict[str, object] = {}
 
     async def apply(self, plans: Mapping[str, AccountPlan], *, grace_ms: int) -> None:
@@ -74,8 +75,8 @@ class Flusher:
             )
             self._leaving.append(self._running.pop(name))
             del self._keys[name]
-        await asyncio.gather(*(leaving.stop(grace_ms) for leaving in self._leaving))
-        self._leaving.clear()
+        await asyncio.gather(*(leaving.stop(grace_ms, keep_writing=True) for leaving in self._leaving))
+        self._leaving = [leaving for leaving in self._leaving if leaving.writes]
         for name, plan in plans.items():
             running = self._running.get(name)
             if running is None:
@@ -83,6 +84,9 @@ class Flusher:
                     plan.settings, plan.connect(), self._outbox, self._clock, self._metrics
                 )
                 self._running[name] = running
+                for leaving in self._leaving:
+                    if leaving.settings.name == name:
+                        leaving.successor = running
                 running.start()
             elif self._keys[name] != plan.connection_key:
                 running.replace(plan.settings, plan.connect())
@@ -134,7 +138,8 @@ class Flusher:
 
     def problems(self) -> tuple[str, ...]:
         """Loops that ended on their own, and answers that can't be written."""
-        found = [each for running in self._running.values() for each in (running.failed, running.unwritten)]
+        everyone = [*self._running.values(), *self._leaving]
+        found = [each for running in everyone for each in (running.failed, running.unwritten)]
         return tuple(problem for problem in found if problem is not None)
 
     async def stop(self, grace_ms: int) -> None:

@@ -94,6 +94,13 @@ class Outbox(Protocol):
         """
         ...
 
+    def give_back(self, account: str, request_ids: Sequence[int], *, sent: bool) -> None:
+        """End the claims of receipts, without waiting for it: for whoever ends, and can't `settle`.
+
+        An answer to them that is being settled at this moment may come to nothing.
+        """
+        ...
+
 
 class Upstream(Protocol):
     """A connection to one account's Smartswitch."""

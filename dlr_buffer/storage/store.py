@@ -673,14 +673,11 @@ class SqliteStore:
             taken.extend(_claimed_ids(claim))
             return claim, stale
 
-        def give_back(_connection: Connection) -> None:
-            settling.give_back(self._writer.claims, account_id, taken, sent=False)
-
         try:
             claim, stale = await self._writer.submit(Lane.CLAIM, read=read)
             await self._drop_stale(account_id, stale)
         except BaseException:
-            self._writer.afterwards(give_back)
+            self._give_back(account_id, taken, sent=False)
             raise
         result: _ClaimT = claim
         return result
@@ -733,6 +730,19 @@ class SqliteStore:
             run=lambda tx: settling.settle(tx, settlement),
         )
         return settled
+
+    def give_back(self, account: str, request_ids: Sequence[int], *, sent: bool) -> None:
+        """End the claims of receipts, without waiting for it, though the database may not be able to write.
+
+        One that was overtaken becomes superseded when its turn to be claimed comes.
+        """
+        self._give_back(self._account_id(account), request_ids, sent=sent)
+
+    def _give_back(self, account_id: int, request_ids: Sequence[int], *, sent: bool) -> None:
+        # What the ids are is asked when the writer's thread comes to it: a claim before may still add some.
+        self._writer.afterwards(
+            lambda _connection: settling.give_back(self._writer.claims, account_id, request_ids, sent=sent)
+        )
 
     # Expiry and retention
 

@@ -20,19 +20,22 @@ from dlr_buffer.receipts import Receipt, ReceiptError, ReceiptStatus
 from dlr_buffer.smartswitch.answers import Answer, Answered
 from dlr_buffer.storage.store import SqliteStore
 from tests.integration.flusher.bench import (
+    BAD,
     HOUR,
     MINUTE,
     SECOND,
+    Answerer,
     Bench,
     ScriptedUpstream,
     bad_ones,
+    entries,
     flush_settings,
     flushing,
     ok,
     outage,
     refused,
 )
-from tests.integration.storage.harness import opened
+from tests.integration.storage.harness import Queue, opened
 from tests.loops import on_loop
 
 ACKNOWLEDGED, DEAD, PENDING = ReceiptStatus.ACKNOWLEDGED, ReceiptStatus.DEAD, ReceiptStatus.PENDING
@@ -334,6 +337,12 @@ def plan(name: str, upstream: ScriptedUpstream, key: object, **settings: Any) ->
     return AccountPlan(renamed, lambda: upstream, key)
 
 
+def new_flusher(queue: Queue) -> Flusher:
+    """All accounts of a queue, none of which is flushed yet."""
+    metrics = Metrics(counts=queue.store.counts, accounts=list, gauges=dict)
+    return Flusher(queue.store, queue.store, queue.clock, metrics)
+
+
 async def settled(flusher: Flusher, store: SqliteStore) -> None:
     """Let everything happen that can happen while time stands still."""
     calm = 0
@@ -388,6 +397,128 @@ async def test_accounts_come_change_and_go(path: Path) -> None:
         assert a2.is_closed()
         assert b2.is_closed()
         assert flusher.problems() == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "again"),
+    [
+        (ok, []),
+        (lambda receipts: entries(receipts, lambda each: BAD if each.message_id == "bad" else None), ["bad"]),
+        (lambda _: outage(), ["good", "bad"]),
+    ],
+)
+@on_loop
+async def test_an_answer_is_written_though_its_account_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch, answer: Answerer, again: list[str]
+) -> None:
+    """What can't be written as its account leaves is an alarm until it is, and nothing is sent before or for nothing.
+
+    Also if the account has come back meanwhile; only what was not acknowledged is sent again, in its time.
+    """
+    async with opened(path, accounts=("a",)) as queue:
+        flusher = new_flusher(queue)
+        real, weak = queue.store.settle, True
+
+        async def settle(account: str, **settlement: Any) -> Any:
+            if weak:
+                raise StoreUnavailable("the disk has a moment of weakness")
+            return await real(account, **settlement)
+
+        monkeypatch.setattr(queue.store, "settle", settle)
+        before, after = ScriptedUpstream(queue.clock, answer), ScriptedUpstream(queue.clock)
+        await flusher.apply({"a": plan("a", before, 1)}, grace_ms=0)
+        await queue.report(("good", MessageState.DELIVERED), ("bad", MessageState.DELIVERED), account="a")
+        flusher.wake({"a": 2})
+        await settled(flusher, queue.store)
+        await flusher.apply({}, grace_ms=0)
+        assert before.is_closed()
+        (problem,) = flusher.problems()
+        assert "1 answers of Smartswitch can't be written" in problem
+        await flusher.apply({"a": plan("a", after, 2)}, grace_ms=0)
+        await settled(flusher, queue.store)
+        assert after.requests == []
+        weak = False
+        for _ in range(3):
+            queue.clock.advance(SECOND)
+            await settled(flusher, queue.store)
+        assert flusher.problems() == ()
+        assert before.names == [["good", "bad"]]
+        assert [name for names in after.names for name in names] == again
+        for request_id in (1, 2):
+            receipt = await queue.receipt(request_id)
+            assert (receipt.status, receipt.in_flight) == (ACKNOWLEDGED, False)
+        await flusher.apply({}, grace_ms=0)
+        assert flusher._leaving == []
+
+
+@on_loop
+async def test_what_is_cut_off_while_nothing_can_be_written_is_not_in_flight(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An account that left with a request under way, and could not write that, sends it again when it comes back."""
+    async with opened(path, accounts=("a",)) as queue:
+        flusher = new_flusher(queue)
+        before, after = ScriptedUpstream(queue.clock), ScriptedUpstream(queue.clock)
+        await flusher.apply({"a": plan("a", before, 1)}, grace_ms=0)
+        before.gate.clear()
+        old, kept = (
+            await queue.report_one("m", MessageState.ENROUTE, "a"),
+            await queue.report_one("n", MessageState.DELIVERED, "a"),
+        )
+        flusher.wake({"a": 2})
+        await settled(flusher, queue.store)
+        new = await queue.report_one("m", MessageState.DELIVERED, "a")
+
+        async def settle(_account: str, **_settlement: Any) -> Any:
+            raise StoreUnavailable("the disk has a moment of weakness")
+
+        with monkeypatch.context() as weak:
+            weak.setattr(queue.store, "settle", settle)
+            await flusher.apply({}, grace_ms=0)
+        assert flusher.problems() == ()
+        await flusher.apply({"a": plan("a", after, 1)}, grace_ms=0)
+        await settled(flusher, queue.store)
+        assert sorted(name for names in after.names for name in names) == ["m", "n"]
+        assert [await queue.status(each) for each in (old, kept, new)] == [
+            ReceiptStatus.SUPERSEDED,
+            ACKNOWLEDGED,
+            ACKNOWLEDGED,
+        ]
+        assert (await queue.receipt(kept)).attempts == 2
+        await flusher.stop(5_000)
+
+
+@on_loop
+async def test_what_could_not_be_given_back_unsent_is_not_in_flight_either(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Receipts that were claimed as the account left, and could not be returned, are sent when it comes back."""
+    async with opened(path, accounts=("a",)) as queue:
+        flusher = new_flusher(queue)
+        before, after = ScriptedUpstream(queue.clock), ScriptedUpstream(queue.clock)
+        await flusher.apply({"a": plan("a", before, 1)}, grace_ms=0)
+        await settled(flusher, queue.store)
+        request_id = await queue.report_one("m", MessageState.DELIVERED, "a")
+
+        async def settle(_account: str, **_settlement: Any) -> Any:
+            raise StoreUnavailable("the disk has a moment of weakness")
+
+        with monkeypatch.context() as weak:
+            weak.setattr(queue.store, "settle", settle)
+            async with queue.hold_writer():
+                flusher.wake({"a": 1})
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                flusher._running["a"].pause()
+            await settled(flusher, queue.store)
+            assert (await queue.receipt(request_id)).in_flight
+            await flusher.apply({}, grace_ms=0)
+        assert before.requests == []
+        await flusher.apply({"a": plan("a", after, 1)}, grace_ms=0)
+        await settled(flusher, queue.store)
+        assert after.names == [["m"]]
+        assert (await queue.receipt(request_id)).attempts == 1
+        await flusher.stop(5_000)
 
 
 @on_loop
