@@ -12,15 +12,21 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Final
 
 from dlr_buffer.errors import DlrBufferError
+from dlr_buffer.logs import Sparing
 
 _FIRST_DESCRIPTOR: Final = 3
 _USEC: Final = 1_000_000
+_PATIENCE_S: Final = 1.0
+"""So long may the event loop wait for systemd to take a change of state; for anything else not at all."""
+
+_log = logging.getLogger(__name__)
 
 
 def listen_sockets(
@@ -93,28 +99,36 @@ def _not_listening(name: str) -> str:
 
 
 class Notifier:
-    """Tells systemd how the service is; silent where ``NOTIFY_SOCKET`` is not set. May be used from any thread."""
+    """Tells systemd how the service is; silent where ``NOTIFY_SOCKET`` is not set. May be used from any thread.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        """Take the socket's name from the environment."""
+    A systemd that does not read for a while (it has room for ten datagrams) must not stop the daemon: what it has no
+    room for is kept, the newest of each kind, and told with whatever is told next.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, patience_s: float = _PATIENCE_S) -> None:
+        """Take the socket's name from the environment; a change of state waits ``patience_s`` for room at most."""
         address = environ.get("NOTIFY_SOCKET", "")
         # A leading @ stands for the abstract namespace.
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._status = ""
+        self._patience_s = patience_s
+        self._untold: dict[str, str] = {}
+        self._telling = threading.Lock()
+        self._sparing = Sparing()
         self.watchdog_s = _watchdog_s(environ) if address else None
         """Within so many seconds systemd wants to hear a `ping`, again and again; None if it does not watch us."""
 
     def ready(self) -> None:
         """The sockets answer and the queue is open; also ends a reload."""
-        self._send("READY=1")
+        self._send("READY=1", patient=True)
 
     def reloading(self) -> None:
         """A reload begins; `ready` ends it."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}", patient=True)
 
     def stopping(self) -> None:
         """The daemon ends."""
-        self._send("STOPPING=1")
+        self._send("STOPPING=1", patient=True)
 
     def extend_timeout(self, seconds: float) -> None:
         """Starting or stopping goes on: its limit is not over for so long."""
@@ -129,16 +143,44 @@ class Notifier:
         if line != self._status:
             self._status = line
             self._send(f"STATUS={line}")
+        elif self._untold:
+            self._send()
 
-    def _send(self, message: str) -> None:
+    def _send(self, *messages: str, patient: bool = False) -> None:
+        """Tell these after what is untold yet."""
         if not self._address:
             return
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-                sock.connect(self._address)
-                sock.sendall(message.encode())
-        except OSError as error:
-            logging.getLogger(__name__).warning("systemd could not be told: %s", error)
+        with self._telling:
+            for message in messages:
+                kind = message.partition("=")[0]
+                # The newest is told last: READY ends a reload only behind its RELOADING.
+                self._untold.pop(kind, None)
+                self._untold[kind] = message
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                    sock.connect(self._address)
+                    self._tell(sock, self._patience_s if patient else 0.0)
+            except (BlockingIOError, TimeoutError):
+                self._say_full(always=patient)
+            except OSError as error:
+                self._untold.clear()
+                _log.warning("systemd could not be told: %s", error)
+            # An old ping would say that all is well when it was.
+            self._untold.pop("WATCHDOG", None)
+
+    def _tell(self, sock: socket.socket, patience_s: float) -> None:
+        ends = time.monotonic() + patience_s
+        for kind, message in list(self._untold.items()):
+            sock.settimeout(max(0.0, ends - time.monotonic()))
+            sock.send(message.encode())
+            del self._untold[kind]
+
+    def _say_full(self, *, always: bool) -> None:
+        if self._sparing.lets("full", time.monotonic()) is not None or always:
+            _log.warning(
+                "systemd does not read what it is told (%s); it is told again in a few seconds",
+                ", ".join(self._untold),
+            )
 
 
 def _watchdog_s(environ: Mapping[str, str]) -> float | None:

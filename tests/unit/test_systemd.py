@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -86,6 +87,76 @@ def test_a_systemd_that_does_not_listen_is_no_reason_to_fail(
     """If the socket is gone the daemon says so and goes on."""
     Notifier({"NOTIFY_SOCKET": address}).ready()
     assert "systemd could not be told" in caplog.text
+
+
+def fill(sock: socket.socket, address: str) -> None:
+    """Send to a socket of systemd's until no more finds room; its queue is as after a while without being read."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as other, suppress(BlockingIOError):
+        other.connect(address)
+        other.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        while True:
+            other.send(b"old")
+
+
+def test_a_systemd_that_does_not_read_holds_nobody_up(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What it has no room for is said once in the log, and the newest status told as soon as there is room."""
+    with listening(address) as sock:
+        fill(sock, address)
+        notifier = Notifier({"NOTIFY_SOCKET": address})
+
+        def go_on() -> None:
+            for line in ("1 pending", "2 pending", "3 pending"):
+                notifier.status(line)
+            notifier.extend_timeout(1)
+            notifier.ping()
+
+        thread = threading.Thread(target=go_on, daemon=True)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert [record.getMessage() for record in caplog.records] == [
+            "systemd does not read what it is told (STATUS); it is told again in a few seconds"
+        ]
+        assert set(received(sock)) == {"old"}
+        notifier.status("3 pending")
+        assert received(sock) == ["STATUS=3 pending", "EXTEND_TIMEOUT_USEC=1000000"]
+        notifier.status("3 pending")
+        assert received(sock) == []
+
+
+def test_a_change_of_state_is_told_again(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One that found no room is logged, and told before whatever is told next; of two reloads the last is enough."""
+    with listening(address) as sock:
+        fill(sock, address)
+        notifier = Notifier({"NOTIFY_SOCKET": address}, patience_s=0)
+        for _ in range(2):
+            notifier.reloading()
+            notifier.ready()
+        assert "(RELOADING, READY)" in caplog.text
+        notifier.stopping()
+        assert "(RELOADING, READY, STOPPING)" in caplog.text
+        received(sock)
+        notifier.ping()
+        assert [each.partition("=")[0] for each in received(sock)] == [
+            "RELOADING",
+            "READY",
+            "STOPPING",
+            "WATCHDOG",
+        ]
+
+
+def test_a_change_of_state_waits_for_room(address: str) -> None:
+    """A systemd that reads again a moment later is told at once."""
+    with listening(address) as sock:
+        fill(sock, address)
+        notifier = Notifier({"NOTIFY_SOCKET": address}, patience_s=30)
+        thread = threading.Thread(target=notifier.ready, daemon=True)
+        thread.start()
+        sock.settimeout(30)
+        while sock.recv(4096) != b"READY=1":
+            pass
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_more_time_and_pings(address: str) -> None:
