@@ -86,7 +86,8 @@ class AccountFlusher:
         """The newest ones that were probes lately: there may be no room to set them aside."""
         self._open_batch: tuple[int, int] | None = None
         """How many receipts wait in a batch that lingers, and how many it takes."""
-        self._next_request_ms = 0.0
+        self._last_request_ms: float | None = None
+        """When the last one went that a rate limit held for; not when the next one may go, for limits change."""
         self._stopping = False
         self._said: dict[str, int] = {}
         self._dead_unsaid = 0
@@ -268,7 +269,7 @@ class AccountFlusher:
             now = self._clock.now_ms()
             if self._paused or self._stopping:
                 return None
-            if (paced_ms := self._next_request_ms - self._clock.monotonic_ms()) > 0:
+            if (paced_ms := self._next_request_ms() - self._clock.monotonic_ms()) > 0:
                 return now + math.ceil(paced_ms)
             permit = self._permit(now)
             match permit:
@@ -291,8 +292,7 @@ class AccountFlusher:
     def _launch(self, work: Work) -> None:
         if self.settings.rate_limit:
             # Up to a millisecond late is no delay that has to be waited again: the clock shows no less.
-            began_ms = max(self._next_request_ms, self._clock.monotonic_ms() - 1)
-            self._next_request_ms = began_ms + 1000 / self.settings.rate_limit
+            self._last_request_ms = max(self._next_request_ms(), self._clock.monotonic_ms() - 1)
         self._judge.attempt(work)
         self._in_flight.update(work.request_ids)
         exchange = asyncio.create_task(
@@ -300,6 +300,12 @@ class AccountFlusher:
         )
         self._exchanges[exchange] = self._upstream
         exchange.add_done_callback(partial(self._exchange_done, work))
+
+    def _next_request_ms(self) -> float:
+        """When the rate limit lets the next request go, in monotonic time."""
+        if not self.settings.rate_limit or self._last_request_ms is None:
+            return 0.0
+        return self._last_request_ms + 1000 / self.settings.rate_limit
 
     def _permit(self, now: int) -> Permit:
         return self.health.permit(self.settings.health, in_flight=len(self._exchanges), now_ms=now)

@@ -101,6 +101,21 @@ async def test_no_more_requests_a_second_than_configured(path: Path, rate: float
         assert 20 * SECOND / rate - 1 <= span <= 20 * SECOND / rate + 1, "to the clock's millisecond"
 
 
+@pytest.mark.parametrize(("rate", "waits_ms"), [(0.0, 0), (0.5, SECOND), (0.01, 99 * SECOND)])
+@on_loop
+async def test_another_rate_limit_holds_at_once(path: Path, rate: float, waits_ms: int) -> None:
+    """After a reload the next request keeps the new distance from the last one, whatever the old limit asked for."""
+    async with flushing(path, flush_settings(max_receipts=1, rate_limit=0.001)) as bench:
+        await bench.fill(2)
+        await bench.pass_time(SECOND)
+        assert bench.upstream.sizes == [1]
+        bench.change(rate_limit=rate)
+        await bench.pass_time(waits_ms - 2)
+        assert bench.upstream.sizes == ([1] if waits_ms else [1, 1])
+        await bench.pass_time(2)
+        assert bench.upstream.sizes == [1, 1]
+
+
 @on_loop
 async def test_too_large_halves_and_grows_back(path: Path) -> None:
     """413 halves the account's batches until they fit; each acknowledged batch lets them grow by one."""
