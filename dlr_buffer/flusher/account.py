@@ -105,6 +105,7 @@ class AccountFlusher:
     def start(self) -> None:
         """Begin to send."""
         self._loop_task = asyncio.create_task(self._loop(), name=f"flush {self.settings.name}")
+        self._loop_task.add_done_callback(self._loop_done)
 
     @property
     def failed(self) -> str | None:
@@ -112,7 +113,8 @@ class AccountFlusher:
         task = self._loop_task
         if task is None or not task.done() or task.cancelled() or self._stopping:
             return None
-        return f"flushing of account {self.settings.name} ended: {task.exception()!r}"
+        kind = type(task.exception()).__name__
+        return f"flushing of account {self.settings.name} ended by an error that nobody foresaw ({kind}); see the log"
 
     @property
     def unwritten(self) -> str | None:
@@ -243,6 +245,10 @@ class AccountFlusher:
                 self._say("store", f"cannot read the queue, trying again: {error}", event=Event.COMMIT_FAILED)
                 until = self._clock.now_ms() + STORE_RETRY_MS
             await self._wait(until)
+
+    def _loop_done(self, loop_task: asyncio.Task[None]) -> None:
+        if not loop_task.cancelled() and (error := loop_task.exception()) is not None:
+            self._say_fault(error, "flushing ended", "and nothing more is sent until the daemon starts anew")
 
     async def _start_over(self) -> None:
         # Whoever flushed this account before (until a reload) kept some apart in its own memory.
@@ -654,13 +660,15 @@ class AccountFlusher:
             self._said.clear()
         return due
 
-    def _say_fault(self, error: BaseException) -> None:
+    def _say_fault(
+        self, error: BaseException, what: str = "an exchange failed", then: str = "and is tried again"
+    ) -> None:
         # Where it happened, but not its text, which nobody has cleared of credentials.
         where = "".join(traceback.format_tb(error.__traceback__))
         kind = type(error).__name__
         self._say(
-            f"fault {kind}",
-            f"an exchange failed in a way that nobody foresaw ({kind}), and is tried again; please report it\n{where}",
+            f"{what}: {kind}",
+            f"{what} in a way that nobody foresaw ({kind}), {then}; please report it\n{where}",
             level=logging.ERROR,
             event=Event.DEFECT,
         )

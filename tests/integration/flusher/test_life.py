@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dlr_buffer.errors import NotFound, StoreUnavailable
 from dlr_buffer.flusher.flusher import AccountPlan, Flusher
 from dlr_buffer.flusher.ports import FlushSettings
 from dlr_buffer.health import HealthState
+from dlr_buffer.logs import Event
 from dlr_buffer.messages import MessageState
 from dlr_buffer.metrics import Metrics
 from dlr_buffer.receipts import Receipt, ReceiptError, ReceiptStatus
@@ -556,14 +558,15 @@ async def test_pausing_is_durable_and_per_account(path: Path) -> None:
 
 
 @on_loop
-async def test_a_loop_that_ends_by_itself_is_a_problem(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flusher that died of a fault is named by `problems`, for /healthz."""
+async def test_a_loop_that_ends_by_itself_is_a_problem(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flusher that died of a fault is named by `problems`, for /healthz, and the log says where; not the text."""
     async with opened(path) as queue:
-        metrics = Metrics(counts=queue.store.counts, accounts=list, gauges=dict)
-        flusher = Flusher(queue.store, queue.store, queue.clock, metrics)
+        flusher = new_flusher(queue)
 
         async def claim(*_args: Any, **_kwargs: Any) -> Any:
-            raise LookupError("unforeseen")
+            raise LookupError(CANARY)
 
         monkeypatch.setattr(queue.store, "claim", claim)
         await flusher.apply({"default": plan("default", ScriptedUpstream(queue.clock), 1)}, grace_ms=5_000)
@@ -571,6 +574,13 @@ async def test_a_loop_that_ends_by_itself_is_a_problem(path: Path, monkeypatch: 
         (problem,) = flusher.problems()
         assert "default" in problem
         assert "LookupError" in problem
+        (line,) = [each for each in caplog.records if getattr(each, "event", None) is Event.DEFECT]
+        assert line.levelno == logging.ERROR
+        assert (
+            "account default: flushing ended in a way that nobody foresaw (LookupError)" in line.getMessage()
+        )
+        assert "in _fresh" in line.getMessage()
+        assert "canary" not in problem + caplog.text
         await flusher.stop(5_000)
 
 
