@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from dlr_buffer import __version__
@@ -28,10 +28,11 @@ from dlr_buffer.local_api.ports import ConfigurationFacts, DaemonFacts, Database
 from dlr_buffer.local_api.server import ApiServer
 from dlr_buffer.logs import Event, Log, Sparing, about
 from dlr_buffer.metrics import Metrics
-from dlr_buffer.receipts import QueueCounts, QueueOldest
+from dlr_buffer.receipts import QueueCounts, QueueOldest, ReceiptStatus
 from dlr_buffer.storage.store import SqliteStore
 
 _WAITING: Final = ("waiting", "enroute", "accepted", "unknown")
+_UNSENT: Final = (ReceiptStatus.PENDING.value, ReceiptStatus.HELD.value)
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +96,7 @@ class Vitals:
     def status_line(self) -> str:
         """One line for ``systemctl status``."""
         counts = self.store.counts()
-        waiting = sum(
-            rows for states in counts.messages.values() for state, rows in states.items() if state in _WAITING
-        )
+        waiting = sum(_waiting(counts, name) for name in counts.messages)
         pending = sum(statuses["pending"] for statuses in counts.receipts.values())
         dead = sum(statuses["dead"] for statuses in counts.receipts.values())
         oldest_ms = min(self._oldest.pending_ms.values(), default=None)
@@ -107,11 +106,7 @@ class Vitals:
         line = (
             f"{_count(waiting, 'message')} waiting, {_count(pending, 'receipt')} pending{age}, {dead:,} dead"
         )
-        troubled = [
-            f"{view.name} {view.health.value}"
-            for view in self.flusher.views()
-            if view.health is not HealthState.OPEN
-        ]
+        troubled = [f"{view.name} {view.health.value}" for view in self._not_open(counts)]
         if self.expiry.stop_reason is not None:
             troubled.append("expiry stopped")
         if self.reload_error is not None:
@@ -159,6 +154,13 @@ class Vitals:
     def _views(self) -> tuple[AccountView, ...]:
         return self.flusher.views()
 
+    def _not_open(self, counts: QueueCounts) -> Iterator[AccountView]:
+        """Accounts that do not send as they should; without those that left the configuration and owe nothing."""
+        for view in self.flusher.views():
+            owes = _waiting(counts, view.name) or any(counts.receipts[view.name][each] for each in _UNSENT)
+            if view.health is not HealthState.OPEN and (view.configured or owes):
+                yield view
+
     def _alarms(self, free_bytes: int) -> tuple[str, ...]:
         alarms = list(self.problems())
         if self.store.registration_stopped(free_bytes):
@@ -175,8 +177,8 @@ class Vitals:
             )
         alarms += [
             f"account {view.name} is {view.health.value}: {view.cause}"
-            for view in self.flusher.views()
-            if view.health not in (HealthState.OPEN, HealthState.PAUSED)
+            for view in self._not_open(self.store.counts())
+            if view.health is not HealthState.PAUSED
         ]
         alarms += [alarm for server in self.servers if (alarm := server.alarm) is not None]
         alarms += [
@@ -271,12 +273,8 @@ class Vitals:
         limits = max_waiting(self.configuration)
         if not limits:
             return {}
-        messages = self.store.counts().messages
-        return {
-            name: limit
-            for name, limit in limits.items()
-            if sum(messages.get(name, {}).get(state, 0) for state in _WAITING) >= limit
-        }
+        counts = self.store.counts()
+        return {name: limit for name, limit in limits.items() if _waiting(counts, name) >= limit}
 
     def _say_full_accounts(self) -> None:
         for name, limit in self._full_accounts().items():
@@ -288,6 +286,12 @@ class Vitals:
                     limit,
                     extra=about(Event.ACCOUNT_FULL, account=name, count=limit),
                 )
+
+
+def _waiting(counts: QueueCounts, account: str) -> int:
+    """How many of an account's messages wait for their final state."""
+    messages = counts.messages.get(account, {})
+    return sum(messages.get(state, 0) for state in _WAITING)
 
 
 def _count(rows: int, word: str) -> str:

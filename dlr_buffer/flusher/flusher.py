@@ -26,7 +26,11 @@ class AccountBook(Protocol):
     """What the database knows of accounts."""
 
     def accounts(self) -> tuple[str, ...]:
-        """Every account with rows, configured or not."""
+        """Every account that was ever configured."""
+        ...
+
+    def accounts_with_rows(self) -> tuple[str, ...]:
+        """Those that have messages or receipts, configured or not."""
         ...
 
     def paused(self, account: str) -> bool:
@@ -109,7 +113,7 @@ class Flusher:
     def views(self) -> tuple[AccountView, ...]:
         """Every account that is configured or has rows, by name."""
         views = {name: running.view() for name, running in self._running.items()}
-        for name in self._book.accounts():
+        for name in self._book.accounts_with_rows():
             if name not in views:
                 views[name] = _unconfigured(name)
         return tuple(views[name] for name in sorted(views))

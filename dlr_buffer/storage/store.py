@@ -516,6 +516,15 @@ class SqliteStore:
         """Every account that the database knows."""
         return tuple(self._ids)
 
+    def accounts_with_rows(self) -> tuple[str, ...]:
+        """Those that have messages or receipts, as of the last commit."""
+        counts = self.counts()
+        return tuple(
+            name
+            for name in self._ids
+            if any(counts.messages[name].values()) or any(counts.receipts[name].values())
+        )
+
     async def add_accounts(self, names: Sequence[str]) -> None:
         """Make accounts known that were configured by a reload."""
         new = [name for name in names if name not in self._ids]

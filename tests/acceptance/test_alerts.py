@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dlr_buffer.client import Client
 from dlr_buffer.health import HealthState
+from dlr_buffer.messages import MessageState
 from dlr_buffer.receipts import ReceiptStatus
 from tests.documents import ROOT
 from tests.integration.test_cli import running
@@ -32,6 +33,8 @@ FRESH = {"node_textfile_mtime_seconds{file='/x/dlr-buffer.prom'}": f"0+300x{STEP
 ACCOUNT = "{account='default',health='%s'}"
 OTHER = "instance='other'"
 NOT_OPEN = {f"dlr_buffer_account_health{ACCOUNT % 'open'}": "0"}
+LEFT = {**NOT_OPEN, f"dlr_buffer_account_health{ACCOUNT % 'unconfigured'}": "1"}
+NOTHING_OWED = {"dlr_buffer_receipts{account='default',status='pending'}": "0"}
 FAULTS: Mapping[str, Mapping[str, str | None]] = {
     "DlrBufferAbsent": {"dlr_buffer_unhealthy": None},
     # One host of two, gone dumb after four hours.
@@ -42,7 +45,11 @@ FAULTS: Mapping[str, Mapping[str, str | None]] = {
     "DlrBufferAccountSuspended": {**NOT_OPEN, f"dlr_buffer_account_health{ACCOUNT % 'suspended'}": "1"},
     "DlrBufferAccountRejecting": {**NOT_OPEN, f"dlr_buffer_account_health{ACCOUNT % 'rejecting'}": "1"},
     "DlrBufferAccountBackingOff": {**NOT_OPEN, f"dlr_buffer_account_health{ACCOUNT % 'backing-off'}": "1"},
-    "DlrBufferAccountUnconfigured": {**NOT_OPEN, f"dlr_buffer_account_health{ACCOUNT % 'unconfigured'}": "1"},
+    "DlrBufferAccountUnconfigured": {
+        **LEFT,
+        **NOTHING_OWED,
+        "dlr_buffer_messages{account='default',state='waiting'}": "1",
+    },
     "DlrBufferExpiryStopped": {"dlr_buffer_expiry_stopped": "1"},
     "DlrBufferCommitsFail": {"dlr_buffer_commit_failures_total": f"0+1x{STEPS}"},
     "DlrBufferDeadLetters": {"dlr_buffer_dead_total": f"0+1x{STEPS}"},
@@ -77,8 +84,9 @@ def test_every_metric_that_a_rule_names_is_exposed(exposed: dict[str, float]) ->
     text = RULES.read_text()
     assert len(NAMED) > 10
     assert {name.partition("{")[0] for name in exposed} >= NAMED
-    assert set(re.findall(r'health="([\w-]+)"', text)) <= set(HealthState)
-    assert set(re.findall(r'status="([\w-]+)"', text)) <= set(ReceiptStatus)
+    assert _values("health", text) <= set(HealthState)
+    assert _values("status", text) <= set(ReceiptStatus)
+    assert _values("state", text) <= {"waiting", *MessageState}
 
 
 def test_every_alert_has_its_fault() -> None:
@@ -101,7 +109,10 @@ def test_each_alert_fires_for_its_fault_alone(exposed: dict[str, float], tmp_pat
             sound[name] = str(int("health='open'" in name))
         if name.startswith("dlr_buffer_database_free_bytes"):
             sound[name] = str(100 * GIB)
-    lives = [_life("sound", sound, [])]
+    lives = [
+        _life("sound", sound, []),
+        _life("an account left, owing nothing", sound | LEFT | NOTHING_OWED, []),
+    ]
     for alert, fault in FAULTS.items():
         whole = {name if name.endswith("}") else name + "{}": values for name, values in fault.items()}
         assert {name.replace(OTHER, "") for name in whole} <= sound.keys(), f"{alert}: no such series"
@@ -116,6 +127,11 @@ def test_each_alert_fires_for_its_fault_alone(exposed: dict[str, float], tmp_pat
     assert (
         subprocess.run([promtool, "test", "rules", broken], capture_output=True, check=False).returncode != 0
     )
+
+
+def _values(label: str, text: str) -> set[str]:
+    """What a label is compared with, in one place or another."""
+    return {value for values in re.findall(rf'\b{label}=~?"([\w|-]+)"', text) for value in values.split("|")}
 
 
 def _life(name: str, series: Mapping[str, str | None], alerts: list[str]) -> dict[str, object]:

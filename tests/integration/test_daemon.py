@@ -280,6 +280,36 @@ async def test_reload_adds_and_removes_accounts(site: Site) -> None:
 
 
 @on_loop
+async def test_an_account_that_left_and_owes_nothing_is_no_alarm(site: Site) -> None:
+    """While messages wait it is one, or receipts, held ones too; what is settled only waits to be purged."""
+    async with Simulator() as simulator:
+        site.url = simulator.url
+        async with site.running() as daemon:
+
+            def alarms() -> bool:
+                said = any("second is unconfigured" in alarm for alarm in daemon.vitals.facts().alarms)
+                assert said == ("second unconfigured" in daemon.vitals.status_line())
+                return said
+
+            await daemon.reload(site.configuration(site.account(), site.account("second")))
+            await site.report("m1", account="second")
+            await eventually(lambda: not pending(daemon, "second"))
+            await site.call("POST", "/v1/messages", {"message_id": "m2", "account": "second"}, admin=False)
+            await daemon.reload(site.configuration())
+            assert health(daemon, "second") is HealthState.UNCONFIGURED
+            assert alarms()
+            await site.call("POST", "/v1/messages/expire", {"filter": {"account": "second"}})
+            assert alarms()
+            everything = {"filter": {"account": "second", "status": "pending"}}
+            await site.call("POST", "/v1/receipts/hold", everything)
+            assert alarms()
+            everything["filter"]["status"] = "held"
+            await site.call("POST", "/v1/receipts/delete", everything)
+            assert not alarms()
+            assert health(daemon, "second") is HealthState.UNCONFIGURED
+
+
+@on_loop
 async def test_corrected_credentials_are_probed_at_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """A wrong password suspends the account, with an alarm and without a word of the password.
 

@@ -524,6 +524,20 @@ async def test_what_could_not_be_given_back_unsent_is_not_in_flight_either(
 
 
 @on_loop
+async def test_an_account_without_rows_is_not_shown_once_it_left(path: Path) -> None:
+    """One that was configured by mistake, or whose last row was purged, is no account to be brought back."""
+    async with opened(path, accounts=("a", "b")) as queue:
+        flusher = new_flusher(queue)
+        upstream = ScriptedUpstream(queue.clock)
+        await flusher.apply({name: plan(name, upstream, 1) for name in ("a", "b")}, grace_ms=0)
+        await queue.register("m", account="b")
+        assert [view.name for view in flusher.views()] == ["a", "b"]
+        await flusher.apply({}, grace_ms=0)
+        assert [(view.name, view.health) for view in flusher.views()] == [("b", HealthState.UNCONFIGURED)]
+        assert (await flusher.resume("a")).health is HealthState.UNCONFIGURED
+
+
+@on_loop
 async def test_pausing_is_durable_and_per_account(path: Path) -> None:
     """A pause is remembered by the database, stops only its account, and an unknown account is an error."""
     async with opened(path, accounts=("a", "b")) as queue:
