@@ -20,6 +20,8 @@ MAX_DRIFT_MS: Final = 3_600_000
 MAX_BEHIND_MS: Final = 60_000
 SYNCHRONISED_FOR_MS: Final = 600_000
 KEEP_MARK_EVERY_MS: Final = 60_000
+LATE_MS: Final = 60_000
+"""Nothing came of expiry for so long, though it runs every second: it fails, or hangs."""
 _ABOVE_ALL_MS: Final = 2**62
 
 
@@ -154,7 +156,9 @@ class Expiry:
         self._sweeping = False
         self._doubt: _Doubt | None = None
         self._judging = asyncio.Lock()
+        self._got_on_at_ms = clock.monotonic_ms()
         self.last_sweep_at_ms: int | None = None
+        """When a sweep, or one of the chunks of a long one, was done last; wall time."""
 
     @property
     def stopped_since_ms(self) -> int | None:
@@ -166,6 +170,11 @@ class Expiry:
         """Why it is stopped."""
         return self._mark.stop_reason if self._mark is not None else None
 
+    @property
+    def silent_ms(self) -> int:
+        """For how long nothing has come of it, in monotonic time; 0 while a clock alarm stops it."""
+        return 0 if self.stop_reason is not None else self._clock.monotonic_ms() - self._got_on_at_ms
+
     async def sweep(self) -> int:
         """Expire everything that is overdue, in chunks.
 
@@ -176,17 +185,19 @@ class Expiry:
         self._sweeping = True
         try:
             if (now := await self.believed_now()) is None:
+                self._got_on_at_ms = self._clock.monotonic_ms()
                 return 0
             expired = 0
             more = False
             while True:
                 # The time that was judged, not a newer one: the clock may leap during a long sweep.
                 chunk = await self._store.expire_chunk(now, look_first=not more)
+                self._got_on_at_ms = self._clock.monotonic_ms()
+                self.last_sweep_at_ms = self._clock.now_ms()
                 expired += chunk.expired
                 more = chunk.more
                 if not more:
                     break
-            self.last_sweep_at_ms = self._clock.now_ms()
             if expired:
                 _log.info(
                     "%d messages expired without a final state, and are reported as expired",
@@ -282,6 +293,7 @@ class Expiry:
         await self._redate(mark, now)
         _log.warning("expiry goes on: %s", why, extra=about(Event.EXPIRY_RESUMED))
         await self._keep(Mark(self._clock.boot_id(), now - self._clock.boottime_ms(), now))
+        self._got_on_at_ms = self._clock.monotonic_ms()
         self._doubt = None
         return now
 

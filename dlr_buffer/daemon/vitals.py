@@ -21,7 +21,7 @@ from dlr_buffer.config import (
     next_expiry_ms,
 )
 from dlr_buffer.daemon.provision import max_waiting
-from dlr_buffer.expiry import Expiry
+from dlr_buffer.expiry import LATE_MS, Expiry
 from dlr_buffer.flusher.flusher import Flusher
 from dlr_buffer.health import AccountView, HealthState
 from dlr_buffer.local_api.ports import ConfigurationFacts, DaemonFacts, DatabaseFacts
@@ -109,6 +109,8 @@ class Vitals:
         troubled = [f"{view.name} {view.health.value}" for view in self._not_open(counts)]
         if self.expiry.stop_reason is not None:
             troubled.append("expiry stopped")
+        if self.expiry.silent_ms > LATE_MS:
+            troubled.append("expiry late")
         if self.reload_error is not None:
             troubled.append("last reload failed")
         return line + (f"; {', '.join(troubled)}" if troubled else "")
@@ -174,6 +176,11 @@ class Vitals:
         if self.expiry.stop_reason is not None:
             alarms.append(
                 f"expiry is stopped: {self.expiry.stop_reason}; check the clock, then 'dlr-buffer expiry resume'"
+            )
+        if (silent_ms := self.expiry.silent_ms) > LATE_MS:
+            alarms.append(
+                f"nothing has come of expiry for {_age(silent_ms)}, so messages expire late: the log tells if it fails;"
+                " if not, it hangs, and a restart of the daemon makes it go on"
             )
         alarms += [
             f"account {view.name} is {view.health.value}: {view.cause}"
@@ -259,6 +266,10 @@ class Vitals:
                 "expiry_stopped": (
                     "1 while a clock alarm stops expiry.",
                     float(self.expiry.stop_reason is not None),
+                ),
+                "expiry_silent_seconds": (
+                    "For how long nothing has come of expiry, which runs every second; 0 while a clock alarm stops it.",
+                    self.expiry.silent_ms / 1000,
                 ),
                 "reload_failed": (
                     "1 while the configuration before the last reload holds, because that failed.",

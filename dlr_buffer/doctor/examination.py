@@ -311,7 +311,7 @@ class _Patient:
         )
 
     def machine_section(self) -> Iterator[Finding]:
-        yield from machine.clock_findings(SystemBootClock(), self._admin.status)
+        yield from machine.clock_findings(SystemBootClock(), self._admin.status, self._commands)
         yield machine.sqlite_finding()
         yield from machine.python_findings()
         yield from self._open_files()

@@ -8,22 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from dlr_buffer.clock import EARLIEST_MS, BootClock, rfc3339
+from dlr_buffer.clock import EARLIEST_MS, BootClock, parse_rfc3339, rfc3339
 from dlr_buffer.config import Configuration
 from dlr_buffer.doctor.findings import Finding, error, note, ok, warning
-from dlr_buffer.doctor.running import Status
+from dlr_buffer.doctor.running import Commands, Status
 from dlr_buffer.errors import DlrBufferError
+from dlr_buffer.expiry import LATE_MS
 from dlr_buffer.local_api.connections import MAX_CLIENT_CONNECTIONS, share_descriptors
 from dlr_buffer.storage.connection import wal_reset_bug
 
 NEWEST_PYTHON: Final = (3, 13)
 """The newest that the tests are run with."""
+_BY_SYSTEMD: Final = Commands()
 _HOMES: Final = ("/home", "/root", "/run/user")
 _NEARLY: Final = 0.8
 _SET_CLOCK: Final = "sudo timedatectl set-ntp true; then: timedatectl status"
 
 
-def clock_findings(clock: BootClock, status: Status | None) -> Iterator[Finding]:
+def clock_findings(
+    clock: BootClock, status: Status | None, commands: Commands = _BY_SYSTEMD
+) -> Iterator[Finding]:
     """Say whether the clock is right and kept so, and whether the daemon believes it (``status``, if it answers)."""
     now_ms = clock.now_ms()
     if now_ms < EARLIEST_MS:
@@ -46,6 +50,16 @@ def clock_findings(clock: BootClock, status: Status | None) -> Iterator[Finding]
             "expiry",
             f"expiry is stopped since {expiry['since']}: {expiry['reason']}",
             "check the clock; it goes on by itself, or at once: sudo dlr-buffer expiry resume",
+        )
+        return
+    # By the daemon's own wall clock, whatever this program's says.
+    now_ms = parse_rfc3339(status["started_at"]) + round(status["uptime"] * 1000)
+    since = expiry["last_sweep_at"] or status["started_at"]
+    if now_ms - parse_rfc3339(since) > LATE_MS:
+        yield error(
+            "expiry",
+            f"nothing has come of expiry since {since}, though it runs every second: messages expire late",
+            f"see why: {commands.log}; if nothing is said there, it hangs: {commands.restart}",
         )
     else:
         yield ok("expiry", f"expiry runs (last at {expiry['last_sweep_at']})")

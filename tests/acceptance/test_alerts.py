@@ -50,6 +50,7 @@ FAULTS: Mapping[str, Mapping[str, str | None]] = {
         **NOTHING_OWED,
         "dlr_buffer_messages{account='default',state='waiting'}": "1",
     },
+    "DlrBufferExpirySilent": {"dlr_buffer_expiry_silent_seconds": "61"},
     "DlrBufferExpiryStopped": {"dlr_buffer_expiry_stopped": "1"},
     "DlrBufferCommitsFail": {"dlr_buffer_commit_failures_total": f"0+1x{STEPS}"},
     "DlrBufferDeadLetters": {"dlr_buffer_dead_total": f"0+1x{STEPS}"},

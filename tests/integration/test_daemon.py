@@ -434,6 +434,40 @@ async def test_alarms_say_what_is_wrong(site: Site) -> None:
         assert len(daemon.vitals.facts().alarms) == 1
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+@on_loop
+async def test_expiry_of_which_nothing_comes_is_an_alarm(
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, hangs: bool
+) -> None:
+    """After a minute in which it fails or hangs, until it gets on; /healthz does not fail for it."""
+    async with site.running() as daemon:
+        tried, real = asyncio.Event(), daemon.store.expire_chunk
+
+        async def expire_chunk(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - passed on
+            tried.set()
+            if hangs:
+                await well.wait()
+                return await real(*args, **kwargs)
+            raise StoreUnavailable("the disk has a moment of weakness")
+
+        def alarms() -> list[str]:
+            return [each for each in daemon.vitals.facts().alarms if "nothing has come of expiry" in each]
+
+        well = asyncio.Event()
+        with monkeypatch.context() as weak:
+            weak.setattr(daemon.store, "expire_chunk", expire_chunk)
+            await asyncio.wait_for(tried.wait(), 20)
+            site.clock.advance(60_000)
+            assert not alarms()
+            site.clock.advance(1_000)
+            assert "for 61 s" in alarms()[0]
+            assert "expiry late" in daemon.vitals.status_line()
+            assert "dlr_buffer_expiry_silent_seconds 61.0" in (await site.call("GET", "/metrics")).text
+            assert (await site.call("GET", "/healthz")).status_code == 200
+        well.set()
+        await eventually(lambda: not alarms())
+
+
 @on_loop
 async def test_a_flusher_that_ended_makes_the_daemon_unhealthy(
     site: Site, monkeypatch: pytest.MonkeyPatch
@@ -508,6 +542,7 @@ async def test_an_old_receipt_raises_an_alarm_and_stays(site: Site) -> None:
             await daemon.flusher.pause(name)
             await site.report("m", account=name)
         site.clock.advance(day)
+        await daemon.expiry.sweep()
         await daemon._housekeeping()
         assert daemon.vitals.facts().alarms == ()
         site.clock.advance(1)
@@ -704,6 +739,7 @@ async def test_the_status_line_names_troubled_accounts(site: Site) -> None:
         assert daemon.vitals.status_line() == "1 message waiting, 1 receipt pending, 0 dead; default paused"
         await daemon._housekeeping()
         site.clock.advance(3 * 60_000)
+        await eventually(lambda: not daemon.expiry.silent_ms)
         await daemon.reload_from(unreadable)
         assert daemon.vitals.status_line() == (
             "1 message waiting, 1 receipt pending (oldest 3 min), 0 dead; default paused, last reload failed"

@@ -146,6 +146,47 @@ async def test_one_sweep_at_a_time() -> None:
 
 
 @on_loop
+async def test_how_long_nothing_came_of_it() -> None:
+    """It is counted from the start, from each chunk of a sweep however long that takes, and on while a sweep hangs."""
+    clock = FakeClock()
+    store = ScriptedStore(chunks=[Swept(250, more=True)], hold=asyncio.Event())
+    assert store.hold is not None
+    expiry = Expiry(store, clock)
+    clock.advance(5)
+    assert (expiry.silent_ms, expiry.last_sweep_at_ms) == (5, None)
+    sweep = asyncio.create_task(expiry.sweep())
+    await store.reached.wait()
+    clock.advance(HOUR)
+    assert expiry.silent_ms == HOUR + 5
+    store.reached.clear()
+    store.hold.set()
+    store.hold = asyncio.Event()
+    await store.reached.wait()
+    assert (expiry.silent_ms, expiry.last_sweep_at_ms) == (0, clock.now_ms())
+    clock.advance(HOUR)
+    assert (expiry.silent_ms, expiry.last_sweep_at_ms) == (HOUR, clock.now_ms() - HOUR)
+    store.hold.set()
+    await sweep
+    assert expiry.silent_ms == 0
+
+
+@on_loop
+async def test_a_stop_by_the_clock_is_no_silence() -> None:
+    """While the clock is not believed nothing is missing, nor for the time before once it is believed again."""
+    clock = FakeClock()
+    expiry = Expiry(ScriptedStore(), clock)
+    await expiry.sweep()
+    clock.leap(2 * HOUR)
+    await expiry.sweep()
+    clock.advance(HOUR)
+    assert expiry.silent_ms == 0
+    await expiry.resume()
+    assert expiry.silent_ms == 0
+    clock.advance(MINUTE)
+    assert expiry.silent_ms == MINUTE
+
+
+@on_loop
 async def test_a_leap_during_a_sweep_expires_nothing_more() -> None:
     """A sweep goes by the time that was judged; the leap in the middle of it stops the next sweep."""
     clock = FakeClock()

@@ -30,7 +30,11 @@ from dlr_buffer.doctor.machine import (
 from tests.clocks import FakeClock
 from tests.unit.doctor.findings_of import told
 
-RUNS = {"expiry": {"stopped": False, "last_sweep_at": "2026-11-28T03:00:00.000Z"}}
+RUNS = {
+    "expiry": {"stopped": False, "last_sweep_at": "2026-11-28T03:00:00.000Z"},
+    "started_at": "2026-11-28T02:00:00.000Z",
+    "uptime": 3600.5,
+}
 STOPPED = {"expiry": {"stopped": True, "since": "2026-11-28T03:00:00.000Z", "reason": "the clock leapt"}}
 
 
@@ -50,6 +54,25 @@ def test_a_clock_that_was_never_set() -> None:
     """1970 is an error, whatever the kernel says of it."""
     clock = FakeClock(now_ms=1000, synchronised=True)
     assert told(clock_findings(clock, None)) == [("error", "clock")]
+
+
+@pytest.mark.parametrize(
+    ("last", "uptime", "level"),
+    [
+        ("2026-11-28T03:00:00.000Z", 3660, "ok"),
+        ("2026-11-28T03:00:00.000Z", 3660.001, "error"),
+        (None, 60, "ok"),
+        (None, 61, "error"),
+    ],
+)
+def test_expiry_of_which_nothing_comes(last: str | None, uptime: float, level: str) -> None:
+    """A sweep that is a minute old by the daemon's own clock, or never came, is an error with what to look at."""
+    clock = FakeClock(synchronised=True)
+    status = {**RUNS, "expiry": {"stopped": False, "last_sweep_at": last}, "uptime": uptime}
+    findings = list(clock_findings(clock, status))
+    assert told(findings) == [("ok", "clock"), (level, "expiry")]
+    if level == "error":
+        assert "journalctl" in (findings[1].remedy or "")
 
 
 def test_expiry_that_is_stopped() -> None:
