@@ -253,7 +253,7 @@ asyncio.run(SqliteStore.open(
     "at",
     [
         "dlr_buffer.storage.migrate._version",
-        "subprocess.run",
+        "subprocess.Popen",
         "dlr_buffer.storage.store.require_durable",
         "dlr_buffer.storage.store.require_whole",
         "dlr_buffer.storage.store._prepare",
