@@ -20,6 +20,17 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,20})[ \t]*(?:;[^\r\n]*)?\r?\n")
 class _Pairs(list[tuple[str, Any]]):
     """The members of a JSON object as they stand, repetitions and all."""
 
+    __hash__ = None  # type: ignore[assignment]  # as of every list
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same: the order of members is nothing, nor is one that is there twice with one value."""
+        if not isinstance(other, _Pairs):
+            return NotImplemented
+        names = {name for name, _ in self}
+        return names == {name for name, _ in other} and all(
+            self.the(each) == other.the(each) for each in names
+        )
+
     def all(self, name: str) -> list[Any]:
         """Every value that the member has."""
         return [value for key, value in self if key == name]

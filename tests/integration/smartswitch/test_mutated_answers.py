@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dlr_buffer.smartswitch.answers import Answered, HttpAnswer, classify
@@ -129,8 +129,12 @@ ERRORS = st.sampled_from(["null", "[]", "{}", '[{"code":"x"}]', '"x"', "[null]",
 DOCUMENTS = members(("data", DATA), ("data", DATA), ("data", DATA), ("data", DATA), ("errors", ERRORS)) | DATA
 
 
+TWICE_OVER = '{"data":{"meta":{},"attributes":{"status":"ok"},"request_id":"1","attributes":{"status":"ok","status":"ok"}}}'
+
+
 @settings(deadline=None, max_examples=600)
 @given(DOCUMENTS)
+@example(TWICE_OVER)
 def test_generated_json(document: str) -> None:
     """Whatever JSON says ok, twice over and in contradiction too, is read as the strict reader reads it."""
     body = document.encode()
