@@ -20,7 +20,7 @@ _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,20})[ \t]*(?:;[^\r\n]*)?\r?\n")
 class _Pairs(list[tuple[str, Any]]):
     """The members of a JSON object as they stand, repetitions and all."""
 
-    __hash__ = None  # type: ignore[assignment]  # as of every list
+    __hash__ = None
 
     def __eq__(self, other: object) -> bool:
         """Whether both say the same: the order of members is nothing, nor is one that is there twice with one value."""
@@ -38,7 +38,7 @@ class _Pairs(list[tuple[str, Any]]):
     def the(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """The only value of the member, None if there is none; ValueError if it has different ones."""
         values = self.all(name)
-        if any(value != values[0] for value in values):
+        if not all(value == values[0] for value in values):  # a list's own `!=` would not ask for `==`
             raise ValueError(name)
         return values[0] if values else None
 
