@@ -38,7 +38,7 @@ class _Pairs(list[tuple[str, Any]]):
     def the(self, name: str) -> Any:  # noqa: ANN401 - JSON
         """The only value of the member, None if there is none; ValueError if it has different ones."""
         values = self.all(name)
-        if not all(value == values[0] for value in values):  # a list's own `!=` would not ask for `==`
+        if not all(value == values[0] for value in values[1:]):  # a list's own `!=` would not ask for `==`
             raise ValueError(name)
         return values[0] if values else None
 
