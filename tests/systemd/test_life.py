@@ -26,6 +26,7 @@ from dlr_buffer.logs import Event
 from dlr_buffer.simulator import SimulatorSettings
 from tests.acceptance.harness import StandIn
 from tests.documents import ROOT
+from tests.extent import LONG
 from tests.systemd.machine import Machine, eventually, unfit
 from tests.systemd.quick import CONFIG, PASSWORD, SOCKETS, UNIT, drop_in, install, unlike
 from tests.systemd.stalling import STALLS
@@ -301,7 +302,9 @@ def acknowledged(machine: Machine, message_id: str) -> bool:
     return [receipt["status"] for receipt in shown["receipts"]] == ["acknowledged"]
 
 
-@pytest.mark.parametrize("hasty", [False, True], ids=["asks for time", "does not"])
+@pytest.mark.parametrize(
+    "hasty", [False, True] if LONG else [False], ids=lambda hasty: "does not ask" if hasty else "asks"
+)
 def test_a_long_migration_is_waited_for(machine: Machine, *, hasty: bool) -> None:
     """A queue that takes longer to open than a start may take: systemd waits, because it is asked to."""
     starting = "ExecStart=\nExecStart=/opt/dlr-buffer/venv/bin/python -m tests.systemd.opening run\n"
