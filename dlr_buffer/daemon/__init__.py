@@ -18,7 +18,6 @@ import os
 import random
 import socket
 import threading
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -61,7 +60,7 @@ from dlr_buffer.local_api.connections import (
 from dlr_buffer.local_api.ports import ExpiryView
 from dlr_buffer.local_api.server import ApiServer
 from dlr_buffer.local_api.sockets import bind
-from dlr_buffer.logs import Event, Log, about, set_level
+from dlr_buffer.logs import Event, Log, about, place_of, set_level
 from dlr_buffer.receipt_queue.queue import ReceiptQueue
 from dlr_buffer.retention import Retention
 from dlr_buffer.smartswitch.client import SmartswitchClient, UpstreamSettings
@@ -243,13 +242,11 @@ class Daemon:
             except Exception as error:  # noqa: BLE001 - one reload must not be the last
                 kind = type(error).__name__
                 self.vitals.reload_error = f"an error that nobody foresaw ({kind}); the log has where"
-                # Where it happened, but not its text, which nobody has cleared of credentials.
-                where = "".join(traceback.format_tb(error.__traceback__))
                 _log.error(
                     "a reload failed in a way that nobody foresaw (%s); please report it, and restart the daemon if"
                     " what it does is not what is configured\n%s",
                     kind,
-                    where,
+                    place_of(error),
                     extra=about(Event.DEFECT),
                 )
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import traceback
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -34,7 +33,7 @@ from dlr_buffer.flusher.batching import cut_batch
 from dlr_buffer.flusher.judgement import Conclusion, Judge, Work, outcome_of
 from dlr_buffer.flusher.ports import FlushSettings, Outbox, Upstream
 from dlr_buffer.health import AccountHealth, AccountView, HealthState, Permit, Probe, Send, Wait
-from dlr_buffer.logs import Event, about
+from dlr_buffer.logs import Event, about, place_of
 from dlr_buffer.metrics import Metrics
 from dlr_buffer.receipts import Cut, DueClaim, Receipt, Refused
 
@@ -663,12 +662,10 @@ class AccountFlusher:
     def _say_fault(
         self, error: BaseException, what: str = "an exchange failed", then: str = "and is tried again"
     ) -> None:
-        # Where it happened, but not its text, which nobody has cleared of credentials.
-        where = "".join(traceback.format_tb(error.__traceback__))
         kind = type(error).__name__
         self._say(
             f"{what}: {kind}",
-            f"{what} in a way that nobody foresaw ({kind}), {then}; please report it\n{where}",
+            f"{what} in a way that nobody foresaw ({kind}), {then}; please report it\n{place_of(error)}",
             level=logging.ERROR,
             event=Event.DEFECT,
         )

@@ -7,6 +7,7 @@ none is used again. docs/logging.md lists them.
 from __future__ import annotations
 
 import logging
+import traceback
 from enum import Enum
 from typing import Final, TypedDict, Unpack
 
@@ -106,6 +107,11 @@ class Facts(TypedDict, total=False):
 def about(event: Event | None = None, /, **facts: Unpack[Facts]) -> dict[str, object]:
     """Say what a line is about: for ``extra=`` of a logger's methods. A fact of None is left out."""
     return {"event": event, "facts": {name: value for name, value in facts.items() if value is not None}}
+
+
+def place_of(error: BaseException) -> str:
+    """Say where an error happened, a line for each call; not its text, which nobody has cleared of credentials."""
+    return "".join(traceback.format_tb(error.__traceback__))
 
 
 def event_of(record: logging.LogRecord) -> Event | None:

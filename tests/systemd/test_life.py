@@ -218,28 +218,34 @@ def test_no_call_fails_over_reloads(machine: Machine, apps: Apps) -> None:
     assert apps.registered <= waiting_or_final(machine)
 
 
+@contextmanager
+def edited(machine: Machine, change: str) -> Iterator[None]:
+    """The configuration as ``sed`` changes it, which holds with the next restart or reload; at the end as it was."""
+    machine.ask("cp", CONFIG, "/root/config.toml")
+    machine.ask("sed", "-i", change, CONFIG)
+    try:
+        yield
+    finally:
+        machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
+
+
 def test_a_reload_waits_and_tells_what_is_wrong(machine: Machine) -> None:
     """`systemctl reload` fails with what is wrong, which then is an alarm, until one succeeds; the daemon goes on."""
-    machine.ask("cp", CONFIG, "/root/config.toml")
-    machine.ask("sed", "-i", "1i nonsense = 1", CONFIG)
-    try:
+    with edited(machine, "1i nonsense = 1"):
         assert machine.run("systemctl", "reload", UNIT).returncode != 0
         said = machine.ask("journalctl", "--no-pager", "--output=cat", "--lines=20", "--unit", UNIT)
         assert "the configuration before holds: nonsense" in said
         assert "the last reload failed" in machine.ask("dlr-buffer", "status")
         assert machine.facts(UNIT, "ActiveState") == {"ActiveState": "active"}
-    finally:
-        machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
     machine.ask("systemctl", "reload", UNIT)
     assert "the last reload failed" not in machine.ask("dlr-buffer", "status")
 
 
 def test_a_start_that_fails_is_told_as_such(machine: Machine) -> None:
     """A configuration with an error: the journal has it by priority and by kind, as it has what fails later."""
-    machine.ask("cp", CONFIG, "/root/config.toml")
-    machine.ask("sed", "-i", "1i nonsense = 1", CONFIG)
     try:
-        assert machine.run("systemctl", "restart", UNIT).returncode != 0
+        with edited(machine, "1i nonsense = 1"):
+            assert machine.run("systemctl", "restart", UNIT).returncode != 0
         kind = f"MESSAGE_ID={Event.START_FAILED.message_id}"
         said = machine.ask(
             "journalctl", "--no-pager", "--output=cat", "--priority=crit", "--unit", UNIT, kind
@@ -247,19 +253,16 @@ def test_a_start_that_fails_is_told_as_such(machine: Machine) -> None:
         assert "the daemon could not start: the configuration cannot be used" in said
         assert "nonsense" in said
     finally:
-        machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
         machine.ask("systemctl", "restart", UNIT)
 
 
 def test_an_allow_list_lets_a_reload_through(machine: Machine) -> None:
     """Where `admin_allow` names one admin, `systemctl reload` still works, and can take the list back."""
-    machine.ask("cp", CONFIG, "/root/config.toml")
-    machine.ask("sed", "-i", r"1i [api]\nadmin_allow = [4711]", CONFIG)
     try:
-        machine.ask("systemctl", "reload", UNIT)
-        machine.ask("systemctl", "reload", UNIT)
+        with edited(machine, r"1i [api]\nadmin_allow = [4711]"):
+            machine.ask("systemctl", "reload", UNIT)
+            machine.ask("systemctl", "reload", UNIT)
     finally:
-        machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
         machine.ask("systemctl", "reload", UNIT)
 
 
@@ -281,18 +284,16 @@ def test_a_password_may_be_a_credential_of_systemd(machine: Machine, given: str)
             *("/etc/dlr-buffer/default.password", "/root/encrypted"),
         )
     drop_in(machine, UNIT, "credential", f"[Service]\n{given}\n")
-    machine.ask("cp", CONFIG, "/root/config.toml")
-    machine.ask("sed", "-i", "/^password_file/d", CONFIG)
     try:
-        for act in ("restart", "reload"):
-            machine.ask("systemctl", act, UNIT)
-            message_id = f"{name}-{act}"
-            machine.ask("dlr-buffer", "register", message_id)
-            machine.ask("dlr-buffer", "report", message_id, "delivered")
-            eventually(partial(acknowledged, machine, message_id))
+        with edited(machine, "/^password_file/d"):
+            for act in ("restart", "reload"):
+                machine.ask("systemctl", act, UNIT)
+                message_id = f"{name}-{act}"
+                machine.ask("dlr-buffer", "register", message_id)
+                machine.ask("dlr-buffer", "report", message_id, "delivered")
+                eventually(partial(acknowledged, machine, message_id))
     finally:
         drop_in(machine, UNIT, "credential", None)
-        machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
         machine.ask("systemctl", "restart", UNIT)
 
 
@@ -399,35 +400,28 @@ def test_a_stop_means_it(machine: Machine) -> None:
 @pytest.mark.parametrize("masked", [SOCKETS, SOCKETS[:1]], ids=["none", "only one"])
 def test_without_socket_units(machine: Machine, masked: tuple[str, ...]) -> None:
     """What no unit makes the daemon makes itself, with the modes and groups of its configuration."""
-    machine.ask("cp", CONFIG, "/root/config.toml")
-    machine.ask(
-        "sed",
-        "-i",
-        '1i [api]\\nclient_group = "dlr-buffer-client"\\nclient_mode = "0660"',
-        CONFIG,
-    )
     machine.ask("systemctl", "stop", UNIT)
     drop_in(machine, UNIT, "without", (ROOT / "systemd/examples/without-socket-units.conf").read_text())
     try:
-        for unit in masked:
-            machine.ask("mv", f"/etc/systemd/system/{unit}", f"/root/{unit}")
-            machine.ask("systemctl", "mask", unit)
-        machine.ask("systemctl", "start", UNIT)
-        machine.ask("dlr-buffer", "register", f"without-{len(masked)}")
-        machine.ask("dlr-buffer", "status")
-        said = machine.ask(
-            "stat", "--format=%n %a %U %G", "/run/dlr-buffer/client.sock", "/run/dlr-buffer/admin.sock"
-        )
-        admin = "600 dlr-buffer dlr-buffer" if len(masked) == 2 else "660 root dlr-buffer-admin"
-        assert said.splitlines() == [
-            "/run/dlr-buffer/client.sock 660 dlr-buffer dlr-buffer-client",
-            f"/run/dlr-buffer/admin.sock {admin}",
-        ]
+        with edited(machine, r'1i [api]\nclient_group = "dlr-buffer-client"\nclient_mode = "0660"'):
+            for unit in masked:
+                machine.ask("mv", f"/etc/systemd/system/{unit}", f"/root/{unit}")
+                machine.ask("systemctl", "mask", unit)
+            machine.ask("systemctl", "start", UNIT)
+            machine.ask("dlr-buffer", "register", f"without-{len(masked)}")
+            machine.ask("dlr-buffer", "status")
+            said = machine.ask(
+                "stat", "--format=%n %a %U %G", "/run/dlr-buffer/client.sock", "/run/dlr-buffer/admin.sock"
+            )
+            admin = "600 dlr-buffer dlr-buffer" if len(masked) == 2 else "660 root dlr-buffer-admin"
+            assert said.splitlines() == [
+                "/run/dlr-buffer/client.sock 660 dlr-buffer dlr-buffer-client",
+                f"/run/dlr-buffer/admin.sock {admin}",
+            ]
     finally:
         machine.ask("systemctl", "stop", UNIT)
         for unit in masked:
             machine.ask("systemctl", "unmask", unit)
             machine.ask("mv", f"/root/{unit}", f"/etc/systemd/system/{unit}")
-        machine.ask("cp", "--no-preserve=ownership,mode", "/root/config.toml", CONFIG)
         drop_in(machine, UNIT, "without", None)
         machine.ask("systemctl", "start", UNIT)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +454,18 @@ async def test_an_answer_is_written_though_its_account_left(
         assert flusher._leaving == []
 
 
+@contextmanager
+def unwritable(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing that became of receipts can be written."""
+
+    async def settle(_account: str, **_settlement: Any) -> Any:
+        raise StoreUnavailable("the disk has a moment of weakness")
+
+    with monkeypatch.context() as weak:
+        weak.setattr(queue.store, "settle", settle)
+        yield
+
+
 @on_loop
 async def test_what_is_cut_off_while_nothing_can_be_written_is_not_in_flight(
     path: Path, monkeypatch: pytest.MonkeyPatch
@@ -471,11 +484,7 @@ async def test_what_is_cut_off_while_nothing_can_be_written_is_not_in_flight(
         await settled(flusher, queue.store)
         new = await queue.report_one("m", MessageState.DELIVERED, "a")
 
-        async def settle(_account: str, **_settlement: Any) -> Any:
-            raise StoreUnavailable("the disk has a moment of weakness")
-
-        with monkeypatch.context() as weak:
-            weak.setattr(queue.store, "settle", settle)
+        with unwritable(queue, monkeypatch):
             await flusher.apply({}, grace_ms=0)
         assert flusher.problems() == ()
         await flusher.apply({"a": plan("a", after, 1)}, grace_ms=0)
@@ -502,11 +511,7 @@ async def test_what_could_not_be_given_back_unsent_is_not_in_flight_either(
         await settled(flusher, queue.store)
         request_id = await queue.report_one("m", MessageState.DELIVERED, "a")
 
-        async def settle(_account: str, **_settlement: Any) -> Any:
-            raise StoreUnavailable("the disk has a moment of weakness")
-
-        with monkeypatch.context() as weak:
-            weak.setattr(queue.store, "settle", settle)
+        with unwritable(queue, monkeypatch):
             async with queue.hold_writer():
                 flusher.wake({"a": 1})
                 for _ in range(5):

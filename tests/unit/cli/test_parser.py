@@ -190,6 +190,12 @@ def test_a_useless_configuration_is_an_error_that_names_it(folder: Path, text: s
         _sockets(text, folder)
 
 
+def printed_by(code: str) -> str:
+    """Run a program in a process of its own, which has loaded nothing yet."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def test_starting_imports_nothing_heavy() -> None:
     """The parser is built for a client command without the daemon's libraries, rich or asyncio."""
     code = (
@@ -199,8 +205,7 @@ def test_starting_imports_nothing_heavy() -> None:
         " 'asyncio', 'msgspec', 'h11', 'prometheus_client'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
 
 
 def test_the_daemon_imports_no_more_than_it_serves_with() -> None:
@@ -211,5 +216,4 @@ def test_the_daemon_imports_no_more_than_it_serves_with() -> None:
         " 'dlr_buffer.bench', 'dlr_buffer.demo', 'dlr_buffer.simulator'};"
         "print(sorted(shown & {name for name, found in sys.modules.items() if found}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
