@@ -86,12 +86,9 @@ class Metrics:
 
     def events(self, counted: Mapping[str, int]) -> None:
         """Add what a commit brought, by the names of QUEUE_TOTALS."""
-        totals = self._totals
-        for (
-            name,
-            number,
-        ) in counted.items():  # `update` asks first what it was given, which takes five times as long
-            totals[name] += number
+        # Not `update`, which asks first what it was given, and takes five times as long.
+        for name, number in counted.items():
+            self._totals[name] += number
 
     def request(self, account: str, outcome: str, *, receipts: int, resent: int, duration_ms: int) -> None:
         """Count one exchange with Smartswitch."""

@@ -19,7 +19,8 @@ import random
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -452,29 +453,17 @@ class Daemon:
 
 async def _apart(read: Callable[[], Configuration]) -> Configuration:
     """Call ``read`` on a thread that the process does not wait for at its end."""
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[Configuration] = loop.create_future()
-
-    def tell(configuration: Configuration | None, error: BaseException | None) -> None:
-        if found.done():
-            return
-        if configuration is not None:
-            found.set_result(configuration)
-        elif error is not None:
-            found.set_exception(error)
+    found: Future[Configuration] = Future()
+    found.set_running_or_notify_cancel()  # whoever gives up waiting leaves it to come to its end
 
     def run() -> None:
-        configuration, error = None, None
         try:
-            configuration = read()
-        except Exception as raised:  # noqa: BLE001 - for whoever waits
-            error = raised
-        # Nobody waits any more where the loop is closed.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, configuration, error)
+            found.set_result(read())
+        except Exception as error:  # noqa: BLE001 - for whoever waits
+            found.set_exception(error)
 
     threading.Thread(target=run, name="configuration", daemon=True).start()
-    return await found
+    return await asyncio.wrap_future(found)
 
 
 class _ExpiryPort:
