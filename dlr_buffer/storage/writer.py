@@ -51,8 +51,8 @@ BULK_ROWS_AT_ONCE: Final = 2_000
 _MOST_SAID: Final = 100
 _LONGEST_CHECKPOINT_S: Final = 600.0
 """So long may the system take to sync a large log, of which nothing can be seen from here."""
-_RETURNING: Final = 1 / 3
-"""So many of those who were answered just now are waited for; the others mostly come while these are sorted."""
+_RETURNING: Final = 0.9
+"""So many of those who were answered just now are waited for, for one of them may have no more to say."""
 _MOST_PATIENCE_S: Final = 0.001
 _COMMITS_REMEMBERED: Final = 8
 
@@ -149,6 +149,8 @@ class Writer:
         self.most_patience_s = _MOST_PATIENCE_S
         self._answered = 0
         """Singles that the last group had."""
+        self._others = 0
+        """Singles that came before those were answered, so from somebody else."""
         self._commit_s = 0.0
         """How long a commit takes, on the whole."""
         self.checkpoints = 0
@@ -401,7 +403,7 @@ class Writer:
         answered, self._answered = self._answered, 0
         if answered <= 1 or not singles:
             return
-        enough = len(singles) + answered * _RETURNING
+        enough = self._others + answered * _RETURNING
         ends = time.perf_counter() + min(self._commit_s, self.most_patience_s)
         while not self._stopping and len(singles) < enough and (left := ends - time.perf_counter()) > 0:
             self._receive(left)
@@ -461,6 +463,9 @@ class Writer:
             outcomes: list[Outcome] = [
                 (command, result, None) for command, result in zip(group, results, strict=True)
             ]
+            while not self._inbox.empty():
+                self._receive(0)
+            self._others = len(self._lanes[Lane.SINGLE])
             self._resolve(outcomes, tx)
 
     def _commit_each(self, connection: Connection, group: list[Command]) -> None:

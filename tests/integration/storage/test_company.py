@@ -6,6 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 
+from dlr_buffer.storage.transaction import Transaction
 from dlr_buffer.storage.writer import Lane
 from tests.integration.storage.harness import Queue, opened
 from tests.loops import on_loop
@@ -34,21 +35,57 @@ async def first_group(queue: Queue, singles: int) -> None:
 
 @on_loop
 async def test_those_who_come_back_share_a_commit(path: Path) -> None:
-    """After a group of six, the first single waits until two more are there, and all of them are one commit."""
+    """After a group of six, the first single waits until five more are there, and all of them are one commit."""
     async with opened(path) as queue:
         await first_group(queue, 6)
         patient(queue, FOREVER_S)
         before = queue.store._writer.commits
         ends = [asyncio.create_task(queue.register("next"))]
         while not ends[0].done():
-            # More than one may come before the writer has taken the first: then it waits for two more.
             ends.append(asyncio.create_task(queue.register(f"next{len(ends)}")))
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert queue.store._writer.commits == before + 1
-        assert sum(end.done() for end in ends) >= 3
+        assert sum(end.done() for end in ends) >= 6
         await queue.store.close()  # the rest would wait for company
         await asyncio.gather(*ends)
+
+
+@on_loop
+async def test_nobody_is_waited_for_who_is_there_already(path: Path) -> None:
+    """After a group of six, six that come together are committed at once, however patient the writer is."""
+    async with opened(path) as queue:
+        await first_group(queue, 6)
+        patient(queue, FOREVER_S)
+        await asyncio.gather(*(queue.register(f"next{number}") for number in range(6)))
+
+
+@on_loop
+async def test_who_came_meanwhile_does_not_stand_for_those_who_were_answered(path: Path) -> None:
+    """Of three that are committed and a fourth that comes meanwhile, all share the next commit."""
+    async with opened(path) as queue:
+        await first_group(queue, 2)
+        patient(queue, FOREVER_S)
+        writer = queue.store._writer
+        writing, goes_on = threading.Event(), threading.Event()
+
+        def hold(_tx: Transaction) -> None:
+            writing.set()
+            goes_on.wait(60)
+
+        both = [asyncio.create_task(queue.register(f"again{number}")) for number in range(2)]
+        held = asyncio.create_task(writer.submit(Lane.SINGLE, run=hold))
+        await asyncio.to_thread(writing.wait, 60)
+        fourth = asyncio.create_task(queue.register("fourth"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        before = writer.commits
+        goes_on.set()
+        await asyncio.gather(held, *both)
+        assert writer._others == 1
+        back = [asyncio.create_task(queue.register(f"back{number}")) for number in range(3)]
+        await asyncio.gather(fourth, *back)
+        assert writer.commits == before + 2
 
 
 @on_loop
