@@ -8,16 +8,14 @@ decided there in all cases. How requests get here is `server`'s.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Coroutine
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from starlette.responses import Response
 
 from dlr_buffer.errors import DlrBufferError, Overloaded, StorageFull, StoreUnavailable
-from dlr_buffer.local_api.problems import ProblemCode, Refusal, problem_response, stopping
+from dlr_buffer.local_api.problems import problem_response
 from dlr_buffer.local_api.services import Services
 from dlr_buffer.local_api.submissions import (
     REGISTRATIONS,
@@ -27,7 +25,7 @@ from dlr_buffer.local_api.submissions import (
     reported_answer,
     reported_body,
 )
-from dlr_buffer.logs import Event, about
+from dlr_buffer.messages import Report
 from dlr_buffer.receipts import Registered, Reported
 
 MAX_BODY_BYTES: Final = 2048
@@ -37,10 +35,6 @@ _CREATED: Final = b"HTTP/1.1 201 Created\r\ncontent-length: %d\r\ncontent-type: 
 _ACCEPTED: Final = b"HTTP/1.1 202 Accepted\r\ncontent-length: %d\r\ncontent-type: application/json\r\n\r\n%b"
 
 _STORE_REFUSES: Final = (Overloaded, StorageFull, StoreUnavailable)
-
-_Result = TypeVar("_Result", Registered, Reported)
-
-_logger = logging.getLogger(__name__)
 
 
 class Reply(Protocol):
@@ -74,64 +68,40 @@ class Express:
 
     def _register(self, body: bytes, reply: Reply) -> bool:
         try:
-            stored = self._services.queue.register_one(REGISTRATIONS.plain(body))
+            self._services.queue.register_one(REGISTRATIONS.plain(body), partial(self._registered, reply))
         except _STORE_REFUSES as error:
             reply.finish(_problem(error))
-            return True
         except Exception:  # noqa: BLE001 - the long way meets it again, and says what it is
             return False
-        asyncio.ensure_future(stored).add_done_callback(partial(self._registered, reply))
         return True
 
-    def _registered(self, reply: Reply, stored: asyncio.Future[list[Registered | DlrBufferError]]) -> None:
-        result = _outcome(stored)
-        if isinstance(result, Registered) and result.new:
+    def _registered(self, reply: Reply, result: Registered | DlrBufferError) -> None:
+        if isinstance(result, DlrBufferError):
+            reply.finish(_problem(result))
+        elif result.new:
             body = registered_body(result)
             reply.answer(_CREATED % (len(body), body))
-        elif isinstance(result, Registered):
-            reply.finish(registered_answer(self._services, result))
         else:
-            reply.finish(_problem(result))
+            reply.finish(registered_answer(self._services, result))
 
     def _report(self, body: bytes, reply: Reply) -> bool:
         try:
             item = REPORTS.plain(body)
-            stored = self._services.queue.report_one(item)
+            self._services.queue.report_one(item, partial(self._reported, reply, item))
         except _STORE_REFUSES as error:
             reply.finish(_problem(error))
-            return True
         except Exception:  # noqa: BLE001 - the long way meets it again, and says what it is
             return False
-
-        def reported(stored: asyncio.Future[list[Reported | DlrBufferError]]) -> None:
-            result = _outcome(stored)
-            if isinstance(result, Reported) and result.receipt is not None:
-                body = reported_body(result.receipt)
-                reply.answer(_ACCEPTED % (len(body), body))
-            elif isinstance(result, Reported):
-                reply.finish(reported_answer(self._services, item, result))
-            else:
-                reply.finish(_problem(result))
-
-        asyncio.ensure_future(stored).add_done_callback(reported)
         return True
 
-
-def _outcome(stored: asyncio.Future[list[_Result | DlrBufferError]]) -> _Result | DlrBufferError:
-    """What became of the one item."""
-    if stored.cancelled():
-        return stopping()
-    error = stored.exception()
-    if error is None:
-        return stored.result()[0]
-    if isinstance(error, DlrBufferError):
-        return error
-    _logger.error(
-        "a request failed in a way that nobody foresaw, and was answered 500; please report it",
-        exc_info=error,
-        extra=about(Event.DEFECT),
-    )
-    return Refusal(ProblemCode.INTERNAL, "an error that nobody foresaw; the daemon's log has it")
+    def _reported(self, reply: Reply, item: Report, result: Reported | DlrBufferError) -> None:
+        if isinstance(result, DlrBufferError):
+            reply.finish(_problem(result))
+        elif result.receipt is not None:
+            body = reported_body(result.receipt)
+            reply.answer(_ACCEPTED % (len(body), body))
+        else:
+            reply.finish(reported_answer(self._services, item, result))
 
 
 async def _problem(error: DlrBufferError) -> Response:

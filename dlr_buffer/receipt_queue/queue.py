@@ -123,28 +123,48 @@ class ReceiptQueue:
 
         return await self._in_chunks(items, self._checked_registration, store)
 
-    def register_one(self, item: Registration) -> Awaitable[list[Registered | DlrBufferError]]:
-        """Register one message; the awaitable gives a list of one.
+    def register_one(self, item: Registration, then: Callable[[Registered | DlrBufferError], None]) -> None:
+        """Register one message; ``then`` is called once with what became of it, unless this raises.
 
-        Raises InvalidItem, UnknownAccount, or what the store raises, at once or when awaited.
+        Raises InvalidItem, UnknownAccount, or what the store raises.
         """
-        return self._store.register(
-            [self._checked_registration(item)],
+        self._store.register_one(
+            self._checked_registration(item),
+            then,
             default_validity_ms=self.settings.default_validity_ms,
             max_waiting=self.settings.max_waiting,
             now_ms=self._clock.now_ms(),
         )
 
-    def report_one(self, item: Report) -> Awaitable[list[Reported | DlrBufferError]]:
+    def report_one(self, item: Report, then: Callable[[Reported | DlrBufferError], None]) -> None:
         """Report one state; as `register_one`."""
-        return self._stored_reports([self._checked_report(item)])
+        settings = self.settings
+        self._store.report_one(
+            self._checked_report(item),
+            then,
+            default_validity_ms=settings.default_validity_ms,
+            register_in=settings.accounts if settings.register_unknown else frozenset(),
+            max_waiting=settings.max_waiting,
+            now_ms=self._clock.now_ms(),
+        )
 
     async def report(self, items: Sequence[Report | DlrBufferError]) -> list[Reported | DlrBufferError]:
         """Report many states, in order, each as if sent singly.
 
         Raises Interrupted if the store fails, or the caller is cancelled, in the middle.
         """
-        return await self._in_chunks(items, self._checked_report, self._stored_reports)
+        settings = self.settings
+
+        def store(chunk: Sequence[Report]) -> Awaitable[Sequence[Reported | DlrBufferError]]:
+            return self._store.report(
+                chunk,
+                default_validity_ms=settings.default_validity_ms,
+                register_in=settings.accounts if settings.register_unknown else frozenset(),
+                max_waiting=settings.max_waiting,
+                now_ms=self._clock.now_ms(),
+            )
+
+        return await self._in_chunks(items, self._checked_report, store)
 
     async def message(self, message_id: str, account: str | None) -> MessageView:
         """One message with its receipts; raises NotFound, UnknownAccount or InvalidItem."""
@@ -224,16 +244,6 @@ class ReceiptQueue:
     async def oldest(self) -> QueueOldest:
         """Oldest unsettled rows by account."""
         return await self._store.oldest()
-
-    def _stored_reports(self, items: Sequence[Report]) -> Awaitable[list[Reported | DlrBufferError]]:
-        settings = self.settings
-        return self._store.report(
-            items,
-            default_validity_ms=settings.default_validity_ms,
-            register_in=settings.accounts if settings.register_unknown else frozenset(),
-            max_waiting=settings.max_waiting,
-            now_ms=self._clock.now_ms(),
-        )
 
     def _checked_registration(self, item: Registration) -> Registration:
         check_message_id(item.message_id)

@@ -6,7 +6,7 @@ cases. Claiming and settling, which only the flusher needs, are declared beside 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from dlr_buffer.errors import DlrBufferError
@@ -67,6 +67,34 @@ class Store(Protocol):
         Else NotFound. ``max_waiting`` as in `register`. It is under way when this returns, awaited or not; may raise at
         once.
         """
+        ...
+
+    def register_one(
+        self,
+        item: Registration,
+        then: Callable[[Registered | DlrBufferError], None],
+        *,
+        default_validity_ms: int,
+        max_waiting: Mapping[str, int],
+        now_ms: int,
+    ) -> None:
+        """As `register`, of one: ``then`` is called after commit and sync with what became of it, or with an error.
+
+        It is called once, and later, unless this raises.
+        """
+        ...
+
+    def report_one(  # noqa: PLR0913 - as `report`
+        self,
+        item: Report,
+        then: Callable[[Reported | DlrBufferError], None],
+        *,
+        default_validity_ms: int,
+        register_in: frozenset[str],
+        max_waiting: Mapping[str, int],
+        now_ms: int,
+    ) -> None:
+        """As `report`, of one; ``then`` as in `register_one`."""
         ...
 
     async def message(self, name: MessageName) -> MessageView | None:

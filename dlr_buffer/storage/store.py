@@ -340,19 +340,39 @@ class SqliteStore:
         if (no_room := self._stopped_this_turn()) is not None:
             self._listeners.events({"refused_full": len(items)})
             raise no_room
-        commands = [
-            RegisterItem(
-                account := item.account or "",
-                self._ids[account],
-                item.message_id,
-                check_validity_period(item.validity_period),
-                default_validity_ms,
-                now_ms,
-                max_waiting.get(account, 0),
-            )
-            for item in items
-        ]
+        commands = [self._register_item(item, default_validity_ms, max_waiting, now_ms) for item in items]
         return self._writer.begin(_lane(len(commands)), weight=len(commands), many=register, items=commands)
+
+    def register_one(
+        self,
+        item: Registration,
+        then: Callable[[Registered | DlrBufferError], None],
+        *,
+        default_validity_ms: int,
+        max_waiting: Mapping[str, int] = NO_LIMITS,
+        now_ms: int,
+    ) -> None:
+        """As `register`; ``then`` is told what became of it."""
+        if (no_room := self._stopped_this_turn()) is not None:
+            self._listeners.events({"refused_full": 1})
+            raise no_room
+        self._writer.begin_one(
+            register, self._register_item(item, default_validity_ms, max_waiting, now_ms), then
+        )
+
+    def _register_item(
+        self, item: Registration, default_validity_ms: int, max_waiting: Mapping[str, int], now_ms: int
+    ) -> RegisterItem:
+        account = item.account or ""
+        return RegisterItem(
+            account,
+            self._ids[account],
+            item.message_id,
+            check_validity_period(item.validity_period),
+            default_validity_ms,
+            now_ms,
+            max_waiting.get(account, 0),
+        )
 
     def report(
         self,
@@ -369,17 +389,7 @@ class SqliteStore:
         """
         no_room = self._stopped_this_turn()
         commands = [
-            ReportItem(
-                account := item.account or "",
-                self._ids[account],
-                item.message_id,
-                item.message_state,
-                account in register_in,
-                no_room,
-                default_validity_ms,
-                now_ms,
-                max_waiting.get(account, 0),
-            )
+            self._report_item(item, default_validity_ms, register_in, max_waiting, now_ms, no_room)
             for item in items
         ]
         reported: asyncio.Future[list[Reported | DlrBufferError]] = self._writer.begin(
@@ -388,6 +398,49 @@ class SqliteStore:
         if no_room is not None:
             reported.add_done_callback(partial(self._count_refused, no_room))
         return reported
+
+    def report_one(  # noqa: PLR0913 - as `report`
+        self,
+        item: Report,
+        then: Callable[[Reported | DlrBufferError], None],
+        *,
+        default_validity_ms: int,
+        register_in: frozenset[str],
+        max_waiting: Mapping[str, int] = NO_LIMITS,
+        now_ms: int,
+    ) -> None:
+        """As `report`; ``then`` is told what became of it."""
+        no_room = self._stopped_this_turn()
+        command = self._report_item(item, default_validity_ms, register_in, max_waiting, now_ms, no_room)
+
+        def counted(result: Reported | DlrBufferError) -> None:
+            if result is no_room:
+                self._listeners.events({"refused_full": 1})
+            then(result)
+
+        self._writer.begin_one(report, command, then if no_room is None else counted)
+
+    def _report_item(  # noqa: PLR0913 - all that is known of one
+        self,
+        item: Report,
+        default_validity_ms: int,
+        register_in: frozenset[str],
+        max_waiting: Mapping[str, int],
+        now_ms: int,
+        no_room: StorageFull | None,
+    ) -> ReportItem:
+        account = item.account or ""
+        return ReportItem(
+            account,
+            self._ids[account],
+            item.message_id,
+            item.message_state,
+            account in register_in,
+            no_room,
+            default_validity_ms,
+            now_ms,
+            max_waiting.get(account, 0),
+        )
 
     def _count_refused(
         self, no_room: StorageFull, reported: asyncio.Future[list[Reported | DlrBufferError]]

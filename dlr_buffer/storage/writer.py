@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -71,6 +72,8 @@ class Lane(IntEnum):
 
 
 Many = Callable[[Transaction, list[Any]], list[Any]]
+End = Callable[[Any, DlrBufferError | None], None]
+"""Is told what a command returned, or why it failed; on the event loop."""
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +84,7 @@ class Command:
     """
 
     lane: Lane
-    future: asyncio.Future[Any]
+    end: End
     weight: int = 1
     run: Callable[[Transaction], Any] | None = None
     many: Many | None = None
@@ -222,6 +225,15 @@ class Writer:
         self._require_room(lane)
         return self._enqueue(lane, weight, None, many, items, None)
 
+    def begin_one(self, many: Many, item: object, then: Callable[[Any], None]) -> None:
+        """Have one item done in the lane of singles, and ``then`` called with its outcome, or with a DlrBufferError.
+
+        It is called in the turn of the event loop that learns of the commit: a future would tell in the next one only.
+        Raises at once if nothing can be done.
+        """
+        self._require_room(Lane.SINGLE)
+        self._put(Command(Lane.SINGLE, partial(_tell_one, then), 1, None, many, [item]))
+
     def _require_room(self, lane: Lane) -> None:
         if self._failure is not None:
             raise self._failure
@@ -299,12 +311,15 @@ class Writer:
         read: Callable[[Connection], Any] | None,
     ) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting_rows += weight
+        self._put(Command(lane, partial(_tell_future, future), weight, run, many, list(items), read))
+        return future
+
+    def _put(self, command: Command) -> None:
+        self._waiting_rows += command.weight
         self.waiting_commands += 1
         if not self._outbox:
             self._loop.call_soon(self._hand_over)
-        self._outbox.append(Command(lane, future, weight, run, many, list(items), read))
-        return future
+        self._outbox.append(command)
 
     def _hand_over(self) -> None:
         if self._outbox:
@@ -749,16 +764,30 @@ class Writer:
             self._waiting_rows -= command.weight
             self.waiting_commands -= 1
             self.deliveries += 1
-            if command.future.done():
-                continue
-            if error is None:
-                command.future.set_result(result)
-            else:
-                command.future.set_exception(error)
-                # Nobody may be waiting any more; that is no reason for a complaint at exit.
-                command.future.exception()
+            try:
+                command.end(result, error)
+            except Exception:  # noqa: BLE001 - whoever is told, the others are told too
+                _log.exception(
+                    "what was committed could not be answered, in a way that nobody foresaw; please report it",
+                    extra=about(Event.DEFECT),
+                )
         if committed is not None:
             self._on_commit(committed)
+
+
+def _tell_future(future: asyncio.Future[Any], result: object, error: DlrBufferError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+        # Nobody may be waiting any more; that is no reason for a complaint at exit.
+        future.exception()
+
+
+def _tell_one(then: Callable[[Any], None], results: Sequence[Any], error: DlrBufferError | None) -> None:
+    then(results[0] if error is None else error)
 
 
 def _write_a_page(tx: Transaction) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -63,6 +63,7 @@ class MemoryStore:
     """Keeps everything in dictionaries.
 
     ``faults`` are raised by the next commands, one each (None: no fault), ``unreadable`` by every look-up of a message.
+    A fault that no Store has raises at once where another is told.
     While ``gate`` is closed, commands that change something wait; ``entered`` says that one does.
     """
 
@@ -74,6 +75,7 @@ class MemoryStore:
     entered: threading.Event = field(default_factory=threading.Event)
     numbers: int = 0
     unreadable: DlrBufferError | None = None
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def _begin(self) -> None:
         if self.gate is not None:
@@ -133,6 +135,47 @@ class MemoryStore:
         message = Message(name.account, name.message_id, None, now_ms, now_ms + validity_ms, None)
         self.rows[name] = row = _Row(self.numbers, message, implicit, validity_ms)
         return row
+
+    def register_one(
+        self,
+        item: Registration,
+        then: Callable[[Registered | DlrBufferError], None],
+        *,
+        default_validity_ms: int,
+        max_waiting: Mapping[str, int],
+        now_ms: int,
+    ) -> None:
+        self._answer_later(lambda: self._register(item, default_validity_ms, max_waiting, now_ms), then)
+
+    def report_one(
+        self,
+        item: Report,
+        then: Callable[[Reported | DlrBufferError], None],
+        *,
+        default_validity_ms: int,
+        register_in: frozenset[str],
+        max_waiting: Mapping[str, int],
+        now_ms: int,
+    ) -> None:
+        self._answer_later(
+            lambda: self._report(item, default_validity_ms, register_in, max_waiting, now_ms), then
+        )
+
+    def _answer_later(self, change: Callable[[], T], then: Callable[[T | DlrBufferError], None]) -> None:
+        if self.faults and not isinstance(self.faults[0], DlrBufferError | None):
+            raise self.faults.pop(0) or AssertionError
+
+        async def tell() -> None:
+            try:
+                await self._begin()
+            except DlrBufferError as error:
+                then(error)
+            else:
+                then(change())
+
+        task = asyncio.get_running_loop().create_task(tell())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def report(
         self,
