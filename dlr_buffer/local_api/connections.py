@@ -10,7 +10,7 @@ import resource
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Final, Generic, TypeVar, assert_never
 
 from dlr_buffer.errors import DlrBufferError
@@ -51,7 +51,7 @@ class ConnectionLimits:
     """Answers that wait for slow readers; beyond it the slowest of them loses its answer."""
 
 
-class Phase(Enum):
+class Phase(StrEnum):
     """What a connection waits for, if it is its client's turn."""
 
     IDLE = "idle"

@@ -717,7 +717,7 @@ class _Protocol(HttpToolsProtocol):
         elif (cycle := self._current()) is None or cycle.response_complete:
             phase = Phase.HEAD if self._head_bytes else Phase.IDLE
         if phase is not self._phase:
-            now_s = self.loop.time()
+            now_s = self.loop.time() if phase is not None else 0.0  # nobody is waited for
             self.server_state.room.move(self, self._phase, phase, now_s)
             self._phase = phase
             if phase is not None:
