@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class Claims:
-    """Which receipts are in flight, and where each account's next fresh receipt may be found."""
+    """Which receipts are in flight, and where each account's next receipts may be found."""
 
     def __init__(self) -> None:
         """Start with nothing in flight."""
@@ -20,6 +20,8 @@ class Claims:
         self._newer: dict[int, int] = {}
         self._next_fresh: dict[int, int] = {}
         self._unwritten_attempts: dict[int, int] = {}
+        self._none_delayed: set[int] = set()
+        """Accounts of which it is known that no pending receipt has a time of its own."""
 
     def __contains__(self, request_id: object) -> bool:
         """Whether this receipt is in flight."""
@@ -65,6 +67,18 @@ class Claims:
         """A receipt with this id has become claimable (again)."""
         if request_id < self._next_fresh.get(account_id, 0):
             self._next_fresh[account_id] = request_id
+
+    def may_be_delayed(self, account_id: int) -> bool:
+        """Whether a pending receipt of an account may wait for a time of its own (a refusal's backoff, or a replay)."""
+        return account_id not in self._none_delayed
+
+    def none_delayed(self, account_id: int) -> None:
+        """It was looked, and none does."""
+        self._none_delayed.add(account_id)
+
+    def delayed(self, account_id: int) -> None:
+        """One has been given such a time."""
+        self._none_delayed.discard(account_id)
 
     def count_attempt(self, request_id: int) -> None:
         """Remember a time on the wire that is not written to the row.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -374,6 +375,8 @@ def _refuse(tx: Transaction, settlement: Settlement) -> tuple[int, int]:
         )
     done = _REFUSE.run_many(tx.connection, changes)
     require_rows(done, len(changes), "refusing")
+    if any(change["b_next_attempt_at"] is not None for change in changes):
+        tx.effects.append(partial(tx.claims.delayed, account_id))
     return dead, superseded
 
 
@@ -507,6 +510,7 @@ class Claimer:
         lie days ahead.)
         """
         stale: list[int] = []
+        seen = 0
         for statement, bounds in ((DUE, {"until": now}), (FAR, {"horizon": now + horizon_ms})):
             offset = 0
             ask = _LOOK_AHEAD + limit - 1
@@ -516,6 +520,7 @@ class Claimer:
                     statement,
                     {"account_id": account_id, "limit": ask, "offset": offset, **bounds},
                 )
+                seen += len(rows)
                 going: list[_PendingRow] = []
                 for row in rows:
                     if not self._claimable(row, excluding, stale):
@@ -532,6 +537,8 @@ class Claimer:
                 # All of these are in flight or kept apart; there are never many of them.
                 offset += ask
         next_due = NEXT_DUE.rows(connection, {"account_id": account_id, "until": now})
+        if not seen and not next_due:
+            self._claims.none_delayed(account_id)
         return DueClaim(None, next_due[0][0] if next_due else None), stale
 
     def _take_due(

@@ -6,6 +6,7 @@ Pause accounts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, assert_never
 
@@ -188,6 +189,7 @@ def _move(  # noqa: PLR0913 - one private step of three actions
             tx.fresh[row.account_id] += 1
             tx.replayed.setdefault(row.account_id, []).append(row.request_id)
             _reconsider_later(tx, row.account_id, row.request_id)
+            tx.effects.append(partial(tx.claims.delayed, row.account_id))
     if changes:
         done = tx.connection.execute(statement, changes)
         require_rows(done.rowcount, len(changes), event)

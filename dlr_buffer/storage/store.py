@@ -673,6 +673,8 @@ class SqliteStore:
     ) -> DueClaim:
         """Put a receipt in flight that waited out a refusal, or some that an admin replays."""
         account_id = self._account_id(account)
+        if not self._writer.claims.may_be_delayed(account_id):
+            return DueClaim(None, None)
         return await self._claim(
             account_id,
             lambda connection: self._claimer.due(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dlr_buffer.errors import StoreUnavailable
-from dlr_buffer.receipts import Cut, Receipt, ReceiptAction, ReceiptStatus, RefusalPolicy, Settled
+from dlr_buffer.receipts import Cut, DueClaim, Receipt, ReceiptAction, ReceiptStatus, RefusalPolicy, Settled
 from dlr_buffer.selection import MessageAction
 from dlr_buffer.storage import schema
 from dlr_buffer.storage.writer import Lane
@@ -408,6 +408,44 @@ async def test_an_acknowledgement_clears_the_error(path: Path) -> None:
         assert view is not None
         assert [each.event for each in view.history] == ["created", "refused", "acknowledged"]
         assert WRONG.code in view.history[1].detail
+
+
+@pytest.mark.parametrize("how", ["refused", "replayed"])
+@on_loop
+async def test_the_database_is_asked_for_due_ones_only_while_there_may_be_some(path: Path, how: str) -> None:
+    """Once it was seen that none waits for a time of its own, that costs nothing until one does; then it is found."""
+    async with opened(path, accounts=("default", "other")) as queue:
+        writer = queue.store._writer
+        dead = await queue.kill("dead")
+        elsewhere = await queue.report_one("elsewhere", DELIVERED, "other")
+        await queue.claim(account="other")
+        one = await queue.report_one("m", DELIVERED)
+        assert await queue.claim() == [one]
+        for account in ("default", "other"):
+            assert (await queue.claim_due(account=account)).claimed is None
+        before = writer.deliveries
+        for _ in range(3):
+            assert await queue.claim_due() == DueClaim(None, None)
+        assert writer.deliveries == before
+        await queue.settle(refused=[elsewhere], account="other")
+        await queue.settle(acknowledged=[one])
+        before = writer.deliveries
+        assert await queue.claim_due() == DueClaim(None, None)
+        assert writer.deliveries == before
+        expected = dead
+        if how == "refused":
+            expected = await queue.report_one("n", DELIVERED)
+            assert await queue.claim() == [expected]
+            await queue.settle(refused=[expected])
+            assert (await queue.claim_due()).next_due_at_ms is not None
+            queue.clock.advance(1000)
+        else:
+            await queue.act(ReceiptAction.RETRY, dead)
+        due = await queue.claim_due()
+        assert due.claimed is not None
+        assert due.claimed.receipt.request_id == expected
+        queue.clock.advance(1000)
+        assert (await queue.claim_due(account="other")).claimed is not None
 
 
 @on_loop
