@@ -1,4 +1,4 @@
-"""What it brings to keep the daemon on one processor (``systemd/examples/one-processor.conf``), not where the kernel likes.
+"""Keeping the daemon on one processor (``systemd/examples/one-processor.conf``), beside where the kernel puts it.
 
 Each round runs both, one after the other: single registrations, registrations in bulk, a drain. ``python -m
 benchmarks.one_processor [ROUNDS]`` prints the table.
