@@ -138,13 +138,12 @@ class ReceiptQueue:
 
     def report_one(self, item: Report, then: Callable[[Reported | DlrBufferError], None]) -> None:
         """Report one state; as `register_one`."""
-        settings = self.settings
         self._store.report_one(
             self._checked_report(item),
             then,
-            default_validity_ms=settings.default_validity_ms,
-            register_in=settings.accounts if settings.register_unknown else frozenset(),
-            max_waiting=settings.max_waiting,
+            default_validity_ms=self.settings.default_validity_ms,
+            register_in=self._registered_by_reports(),
+            max_waiting=self.settings.max_waiting,
             now_ms=self._clock.now_ms(),
         )
 
@@ -153,14 +152,13 @@ class ReceiptQueue:
 
         Raises Interrupted if the store fails, or the caller is cancelled, in the middle.
         """
-        settings = self.settings
 
         def store(chunk: Sequence[Report]) -> Awaitable[Sequence[Reported | DlrBufferError]]:
             return self._store.report(
                 chunk,
-                default_validity_ms=settings.default_validity_ms,
-                register_in=settings.accounts if settings.register_unknown else frozenset(),
-                max_waiting=settings.max_waiting,
+                default_validity_ms=self.settings.default_validity_ms,
+                register_in=self._registered_by_reports(),
+                max_waiting=self.settings.max_waiting,
                 now_ms=self._clock.now_ms(),
             )
 
@@ -244,6 +242,10 @@ class ReceiptQueue:
     async def oldest(self) -> QueueOldest:
         """Oldest unsettled rows by account."""
         return await self._store.oldest()
+
+    def _registered_by_reports(self) -> frozenset[str]:
+        """Accounts in which a report registers a message that nobody has registered."""
+        return self.settings.accounts if self.settings.register_unknown else frozenset()
 
     def _checked_registration(self, item: Registration) -> Registration:
         check_message_id(item.message_id)

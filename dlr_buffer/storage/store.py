@@ -412,13 +412,19 @@ class SqliteStore:
         """As `report`; ``then`` is told what became of it."""
         no_room = self._stopped_this_turn()
         command = self._report_item(item, default_validity_ms, register_in, max_waiting, now_ms, no_room)
+        if no_room is not None:
+            then = partial(self._tell_counted, no_room, then)
+        self._writer.begin_one(report, command, then)
 
-        def counted(result: Reported | DlrBufferError) -> None:
-            if result is no_room:
-                self._listeners.events({"refused_full": 1})
-            then(result)
-
-        self._writer.begin_one(report, command, then if no_room is None else counted)
+    def _tell_counted(
+        self,
+        no_room: StorageFull,
+        then: Callable[[Reported | DlrBufferError], None],
+        result: Reported | DlrBufferError,
+    ) -> None:
+        if result is no_room:
+            self._listeners.events({"refused_full": 1})
+        then(result)
 
     def _report_item(  # noqa: PLR0913 - all that is known of one
         self,

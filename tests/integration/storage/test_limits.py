@@ -9,11 +9,66 @@ from pathlib import Path
 import pytest
 
 from dlr_buffer.errors import NotFound, Overloaded, StorageFull
-from dlr_buffer.receipts import Reported
+from dlr_buffer.messages import Registration, Report
+from dlr_buffer.receipts import Registered, Reported
 from dlr_buffer.storage.transaction import Transaction
 from dlr_buffer.storage.writer import MAX_WAITING_ROWS, Lane
 from tests.integration.storage.harness import DELIVERED, ENROUTE, VALIDITY, opened, rows
 from tests.loops import on_loop
+
+
+@on_loop
+async def test_below_min_free_singles_are_refused_and_counted_too(path: Path) -> None:
+    """A registration alone raises, a report that would be one is told; both count, one of a known message does not."""
+    async with opened(path) as queue:
+        await queue.register("known")
+    async with opened(path, queue.clock, min_free_bytes=2**62) as queue:
+        now_ms = queue.clock.now_ms()
+        told: list[object] = []
+        with pytest.raises(StorageFull, match="min_free"):
+            queue.store.register_one(
+                Registration("new", "default"), told.append, default_validity_ms=VALIDITY, now_ms=now_ms
+            )
+        for message_id in ("new", "known"):
+            queue.store.report_one(
+                Report(message_id, DELIVERED, "default"),
+                told.append,
+                default_validity_ms=VALIDITY,
+                register_in=frozenset({"default"}),
+                now_ms=now_ms,
+            )
+        await queue.report(("known", DELIVERED))  # which is answered last
+        refused, reported = told
+        assert isinstance(refused, StorageFull)
+        assert isinstance(reported, Reported)
+        assert queue.heard.events["refused_full"] == 2
+
+
+@on_loop
+async def test_one_who_fails_at_being_told_keeps_nothing_from_others(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two singles in one commit the first's callback raises: that is logged, and the second is told all the same."""
+    async with opened(path) as queue:
+        told: list[object] = []
+
+        def fail(_outcome: object) -> None:
+            raise RuntimeError("what nobody foresaw")
+
+        async with queue.hold_writer():
+            for then, message_id in ((fail, "one"), (told.append, "two")):
+                queue.store.register_one(
+                    Registration(message_id, "default"),
+                    then,
+                    default_validity_ms=VALIDITY,
+                    now_ms=queue.clock.now_ms(),
+                )
+        await queue.register("three")
+        (outcome,) = told
+        assert isinstance(outcome, Registered)
+        for message_id in ("one", "two"):
+            assert not await queue.gone(message_id)
+        assert "could not be answered" in caplog.text
 
 
 @on_loop
